@@ -1,0 +1,139 @@
+#include "rondo/async/signals.hpp"
+
+#include <pthread.h>
+
+#include <asio/use_awaitable.hpp>
+#include <cerrno>
+#include <map>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <system_error>
+
+namespace rondo {
+namespace {
+
+using action = struct sigaction;
+
+action current(int signal) {
+  action now{};
+  if (::sigaction(signal, nullptr, &now) != 0) {
+    throw std::system_error(errno, std::generic_category(), "signal " + std::to_string(signal));
+  }
+  return now;
+}
+
+// The dispositions from before the first stream of each signal. A process has one set of them, hence the global.
+class dispositions {
+ public:
+  static dispositions& instance() {
+    static dispositions all;
+    return all;
+  }
+
+  void save(int signal) {
+    const std::lock_guard lock(mutex_);
+    const action now = current(signal);
+    auto& saved = entries_[signal];
+    if (saved.users++ == 0) saved.previous = now;
+  }
+
+  action previous(int signal) {
+    const std::lock_guard lock(mutex_);
+    return entries_.at(signal).previous;
+  }
+
+  // Calls `uncatch`, which makes Asio set the default action, and then puts back what was.
+  template <class F>
+  void release(int signal, F uncatch) noexcept {
+    const std::lock_guard lock(mutex_);
+    const auto entry = entries_.find(signal);
+    sigset_t only;
+    sigset_t mask;
+    ::sigemptyset(&only);
+    ::sigaddset(&only, signal);
+    ::pthread_sigmask(SIG_BLOCK, &only, &mask);
+    uncatch();
+    if (--entry->second.users == 0) {
+      ::sigaction(signal, &entry->second.previous, nullptr);
+      entries_.erase(entry);
+    }
+    ::pthread_sigmask(SIG_SETMASK, &mask, nullptr);
+  }
+
+ private:
+  class entry {
+   public:
+    action previous{};
+    int users = 0;
+  };
+
+  std::mutex mutex_;
+  std::map<int, entry> entries_;
+};
+
+}  // namespace
+
+signal_stream::signal_stream(const executor& home, std::initializer_list<int> signals) : set_(home) {
+  try {
+    for (const int signal : signals) {
+      dispositions::instance().save(signal);
+      caught_.push_back(signal);
+      set_.add(signal);
+      action installed = current(signal);
+      installed.sa_flags |= SA_RESTART;
+      ::sigaction(signal, &installed, nullptr);
+    }
+  } catch (...) {
+    restore();
+    throw;
+  }
+}
+
+signal_stream::~signal_stream() { restore(); }
+
+task<int> signal_stream::next() { return set_.async_wait(asio::use_awaitable); }
+
+struct sigaction signal_stream::previous(int signal) const {
+  for (const int caught : caught_) {
+    if (caught == signal) return dispositions::instance().previous(signal);
+  }
+  throw std::out_of_range("signal_stream: does not catch signal " + std::to_string(signal));
+}
+
+void signal_stream::restore() noexcept {
+  for (const int signal : caught_) {
+    dispositions::instance().release(signal, [&] {
+      asio::error_code ignored;
+      set_.remove(signal, ignored);
+    });
+  }
+  caught_.clear();
+}
+
+ignored_signals::ignored_signals(std::initializer_list<int> signals) {
+  try {
+    for (const int signal : signals) {
+      action ignore{};
+      ignore.sa_handler = SIG_IGN;
+      action before{};
+      if (::sigaction(signal, &ignore, &before) != 0) {
+        throw std::system_error(errno, std::generic_category(), "ignoring signal " + std::to_string(signal));
+      }
+      previous_.emplace_back(signal, before);
+    }
+  } catch (...) {
+    restore();
+    throw;
+  }
+}
+
+ignored_signals::~ignored_signals() { restore(); }
+
+void ignored_signals::restore() noexcept {
+  for (auto entry = previous_.rbegin(); entry != previous_.rend(); ++entry) {
+    ::sigaction(entry->first, &entry->second, nullptr);
+  }
+}
+
+}  // namespace rondo

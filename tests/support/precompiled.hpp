@@ -1,0 +1,4 @@
+#pragma once
+
+#include "rondo/precompiled.hpp"
+#include "support/catch.hpp"
