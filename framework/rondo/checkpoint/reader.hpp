@@ -1,0 +1,63 @@
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "rondo/checkpoint/archive.hpp"
+#include "rondo/checkpoint/manifest.hpp"
+#include "rondo/checkpoint/tensor_descriptor.hpp"
+
+namespace rondo::checkpoint {
+
+/// One checkpoint file, written by Rondo or by Python's `torch.save`. Opening reads the directory, the pickle and the
+/// manifest, whose checksums are compared; the tensors' bytes are only mapped. `verify` (verify.hpp) checks the rest.
+/// All const members may be called from several threads at once. Spans are valid as long as the reader lives.
+class reader {
+ public:
+  /// Maps the file read-only. A symbolic link as last component of the path is not followed. The file must not be
+  /// shortened while it is mapped; Rondo itself only ever replaces files by renaming.
+  /// Throws `io_error` when the system refuses, `format_error` when this is not a sound checkpoint.
+  [[nodiscard]] static reader open(const std::filesystem::path& path);
+  /// The same from memory. `where` names the source in errors.
+  [[nodiscard]] static reader from_bytes(std::vector<std::byte> file, std::string where);
+  /// The same from memory that the caller keeps alive.
+  [[nodiscard]] static reader from_span(std::span<const std::byte> file, std::string where);
+
+  /// The file's name, as in errors.
+  [[nodiscard]] const std::string& where() const noexcept { return archive_.where(); }
+  /// The folder name inside the archive.
+  [[nodiscard]] const std::string& root() const noexcept { return root_; }
+  [[nodiscard]] const tree& state() const noexcept { return state_; }
+  /// Nothing when the file was not written by Rondo.
+  [[nodiscard]] const std::optional<manifest>& info() const noexcept { return manifest_; }
+
+  /// `name` is without the root, as "data/0".
+  [[nodiscard]] bool has_record(std::string_view name) const;
+  /// The record's bytes. Throws `format_error` when there is none or its header is damaged.
+  [[nodiscard]] std::span<const std::byte> record(std::string_view name) const;
+  /// The whole storage that the tensor views, little-endian; in Rondo's files it is aligned to `record_alignment`.
+  /// Throws `format_error` when it is missing or too small, or when the view leads outside it.
+  [[nodiscard]] std::span<const std::byte> storage(const tensor_descriptor& tensor) const;
+
+  /// The archive below, for tools and verification.
+  [[nodiscard]] const archive& records() const noexcept { return archive_; }
+
+ private:
+  reader(std::shared_ptr<const void> owner, std::span<const std::byte> file, std::string where);
+  [[nodiscard]] const archive::entry& entry_of(std::string_view name) const;
+  [[nodiscard]] std::span<const std::byte> checked_record(std::string_view name) const;
+
+  std::shared_ptr<const void> owner_;
+  archive archive_;
+  std::string root_;
+  std::optional<manifest> manifest_;
+  tree state_;
+};
+
+}  // namespace rondo::checkpoint
