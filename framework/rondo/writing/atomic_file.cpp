@@ -1,0 +1,223 @@
+#include "rondo/writing/atomic_file.hpp"
+
+#include <fmt/format.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <chrono>
+#include <mutex>
+#include <optional>
+#include <random>
+#include <set>
+#include <string>
+#include <string_view>
+
+#include "rondo/error.hpp"
+
+namespace rondo::writing {
+
+namespace {
+
+constexpr std::string_view marker = ".tmp-";
+constexpr std::size_t random_digits = 16;
+
+using clock = std::chrono::steady_clock;
+
+double seconds(clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
+
+// The temporaries that this process is writing, so that the clean-up can tell them from those that it left.
+class names_in_use {
+ public:
+  void insert(const std::string& name) {
+    const std::lock_guard lock(mutex_);
+    names_.insert(name);
+  }
+  void erase(const std::string& name) {
+    const std::lock_guard lock(mutex_);
+    names_.erase(name);
+  }
+  bool contains(const std::string& name) {
+    const std::lock_guard lock(mutex_);
+    return names_.count(name) > 0;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::set<std::string> names_;
+};
+
+names_in_use& in_use() {
+  static names_in_use names;
+  return names;
+}
+
+std::string temporary_name(const path& target) {
+  std::random_device random;
+  const auto number = (std::uint64_t{random()} << 32U) | random();
+  return fmt::format(".{}{}{}-{:016x}", target.filename().string(), marker, ::getpid(), number);
+}
+
+// The process that made a temporary name, or nothing when the name is not one of ours.
+std::optional<pid_t> maker_of(std::string_view name) {
+  const auto at = name.rfind(marker);
+  if (at == std::string_view::npos || at < 2 || name.front() != '.') return std::nullopt;
+  const auto rest = name.substr(at + marker.size());
+  const auto dash = rest.find('-');
+  if (dash == std::string_view::npos) return std::nullopt;
+  pid_t process = 0;
+  const auto parsed = std::from_chars(rest.data(), rest.data() + dash, process);
+  if (parsed.ec != std::errc() || parsed.ptr != rest.data() + dash || process <= 0) return std::nullopt;
+  const auto random = rest.substr(dash + 1);
+  const bool hexadecimal = random.find_first_not_of("0123456789abcdef") == std::string_view::npos;
+  if (random.size() != random_digits || !hexadecimal) return std::nullopt;
+  return process;
+}
+
+bool runs(pid_t process) { return ::kill(process, 0) == 0 || errno != ESRCH; }
+
+bool stale(const std::string& name) {
+  const auto process = maker_of(name);
+  if (!process) return false;
+  return *process == ::getpid() ? !in_use().contains(name) : !runs(*process);
+}
+
+// A file under a temporary name, removed unless it was committed. Errors of the removal are dropped: the error that led
+// to it matters more, and the next start removes what is left.
+class temporary {
+ public:
+  temporary(file_system& files, const path& target)
+      : files_(files), target_(target), name_(temporary_name(target)), file_(directory_of(target) / name_) {
+    in_use().insert(name_);
+  }
+  temporary(const temporary&) = delete;
+  temporary& operator=(const temporary&) = delete;
+  ~temporary() {
+    if (exists_) try_to_remove();
+    in_use().erase(name_);
+  }
+
+  [[nodiscard]] const path& file() const noexcept { return file_; }
+  void exists() noexcept { exists_ = true; }
+
+  void commit() {
+    files_.rename(file_, target_);
+    exists_ = false;
+    try {
+      files_.sync_directory(directory_of(target_));
+    } catch (const io_error& error) {
+      throw io_error(error.operation(), error.path(), error.code(),
+                     fmt::format("'{}' is whole and in place, but might not survive a power loss; keep older files",
+                                 target_.string()));
+    }
+  }
+
+ private:
+  void try_to_remove() noexcept {
+    try {
+      files_.remove(file_);
+    } catch (...) {
+    }
+  }
+
+  file_system& files_;
+  path target_;
+  std::string name_;
+  path file_;
+  bool exists_ = false;
+};
+
+[[noreturn]] void refuse(const path& target, std::errc code, const std::string& why) {
+  throw io_error("write", target, std::make_error_code(code), why);
+}
+
+void expect_replaceable(file_system& files, const path& target) {
+  if (!target.has_filename()) refuse(target, std::errc::invalid_argument, "it does not name a file");
+  switch (files.kind(target)) {
+    case file_kind::none:
+    case file_kind::regular:
+      return;
+    case file_kind::directory:
+      refuse(target, std::errc::is_a_directory, "remove it or choose another name");
+    case file_kind::symlink:
+      refuse(target, std::errc::too_many_symbolic_link_levels,
+             "it is a symbolic link, and links are not followed: remove it or choose another name");
+    case file_kind::other:
+      refuse(target, std::errc::file_exists, "it is not a regular file: remove it or choose another name");
+  }
+}
+
+void prepare(file_system& files, const path& target) {
+  const auto directory = directory_of(target);
+  if (files.kind(directory) == file_kind::none) create_directories(files, directory);
+  expect_replaceable(files, target);
+}
+
+[[noreturn]] void refuse_size(const path& target, std::uint64_t expected, std::uint64_t found) {
+  refuse(target, std::errc::invalid_argument,
+         fmt::format("{} bytes were announced, {} were produced", expected, found));
+}
+
+}  // namespace
+
+write_receipt write_atomically(file_system& files, const path& target, std::uint64_t expected_size,
+                               const producer& produce) {
+  prepare(files, target);
+  write_receipt receipt;
+  receipt.target = target;
+  temporary unfinished(files, target);
+  const auto started = clock::now();
+  const auto file = files.create(unfinished.file(), expected_size);
+  unfinished.exists();
+  produce([&](std::span<const std::byte> bytes) {
+    receipt.bytes += bytes.size();
+    if (receipt.bytes > expected_size) refuse_size(target, expected_size, receipt.bytes);
+    file->append(bytes);
+  });
+  if (receipt.bytes != expected_size) refuse_size(target, expected_size, receipt.bytes);
+  const auto written = clock::now();
+  file->sync();
+  file->close();
+  const auto synced = clock::now();
+  unfinished.commit();
+  receipt.write_seconds = seconds(written - started);
+  receipt.sync_seconds = seconds(synced - written);
+  receipt.commit_seconds = seconds(clock::now() - synced);
+  return receipt;
+}
+
+write_receipt write_atomically_by_path(file_system& files, const path& target, const path_producer& produce) {
+  prepare(files, target);
+  write_receipt receipt;
+  receipt.target = target;
+  temporary unfinished(files, target);
+  const auto started = clock::now();
+  unfinished.exists();
+  produce(unfinished.file());
+  const auto found = files.kind(unfinished.file());
+  if (found == file_kind::none) refuse(target, std::errc::no_such_file_or_directory, "the serializer wrote no file");
+  if (found != file_kind::regular) {
+    refuse(target, std::errc::invalid_argument, "the serializer left something that is not a regular file");
+  }
+  const auto written = clock::now();
+  receipt.bytes = files.sync_file(unfinished.file());
+  const auto synced = clock::now();
+  unfinished.commit();
+  receipt.write_seconds = seconds(written - started);
+  receipt.sync_seconds = seconds(synced - written);
+  receipt.commit_seconds = seconds(clock::now() - synced);
+  return receipt;
+}
+
+std::vector<path> remove_stale_temporaries(file_system& files, const path& directory) {
+  std::vector<path> removed;
+  for (const auto& entry : files.list(directory)) {
+    if (entry.kind != file_kind::regular || !stale(entry.name)) continue;
+    if (files.remove(directory / entry.name)) removed.push_back(directory / entry.name);
+  }
+  return removed;
+}
+
+}  // namespace rondo::writing

@@ -1,0 +1,64 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "rondo/writing/file_system.hpp"
+
+namespace rondo::writing {
+
+/// Takes the next bytes of a file. The span is used during the call only.
+using append_function = std::function<void(std::span<const std::byte>)>;
+
+/// Hands the content of a file to `append`, piece by piece, in order.
+using producer = std::function<void(const append_function& append)>;
+
+/// Writes a file of its own at the path that it is given (a user's serializer).
+using path_producer = std::function<void(const path& temporary)>;
+
+/// What a finished write says about itself. When there is a receipt, the file is whole, under its name and durable.
+class write_receipt {
+ public:
+  // User-declared: GCC 12 destroys aggregates in co_await expressions twice.
+  write_receipt() = default;
+
+  path target;
+  /// Size of the file.
+  std::uint64_t bytes = 0;
+  /// Seconds spent producing and writing.
+  double write_seconds = 0;
+  /// Seconds spent waiting until the content was on stable storage.
+  double sync_seconds = 0;
+  /// Seconds spent giving the file its name durably.
+  double commit_seconds = 0;
+};
+
+/// Writes a file so that at every moment, also after a crash or a power loss, `target` is what it was before or the
+/// whole new file: unique temporary name in the same directory, write, sync, rename, sync of the directory. An existing
+/// regular file is replaced. A missing directory is created. Blocks the calling thread, on which `produce` runs too.
+///
+/// `expected_size` is the size in bytes; producing more or less is an error.
+/// Throws io_error, also when `target` is a directory, a symbolic link, a FIFO or a device; what `produce` throws
+/// passes unchanged. On failure the temporary file is removed and `target` is as before, with one exception: when the
+/// last step, the sync of the directory, fails, the new file is in place but might not survive a power loss (the error
+/// says so), and older files should be kept.
+write_receipt write_atomically(file_system& files, const path& target, std::uint64_t expected_size,
+                               const producer& produce);
+
+/// The same for a serializer that insists on writing by itself: `produce` gets the temporary path, at which nothing
+/// exists, and must leave a closed regular file there. Its size is in the receipt. `files` must be the file system of
+/// the operating system, or one in which `produce` writes.
+write_receipt write_atomically_by_path(file_system& files, const path& target, const path_producer& produce);
+
+/// Removes what killed processes left in `directory`: regular files under the temporary names of the functions above,
+/// `.<name>.tmp-<pid>-<16 hexadecimal digits>`, whose process no longer runs on this host, or which this process left.
+/// Nothing else is touched, nor are files that this process is writing. Returns what was removed. Throws io_error.
+///
+/// Processes on other hosts cannot be seen: call it while holding the directory_lock and before other hosts write.
+std::vector<path> remove_stale_temporaries(file_system& files, const path& directory);
+
+}  // namespace rondo::writing
