@@ -1,0 +1,190 @@
+// Trains a network on Fashion-MNIST, the main example.
+//
+//   fashion_mnist --model cnn --epochs 3 --out result
+//
+// prints a table with one row per epoch and writes a log and snapshots to result/. Interrupt it (Ctrl-C or even kill -9) and
+// run the same command again: it goes on from the newest good snapshot. A snapshot opens in Python:
+//
+//   python3 -c "import torch; print(torch.load('result/snapshot_iter_938').keys())"
+//
+// The last line on stdout is one JSON object. With the command above it should read about
+//
+//   {"epoch":3,"iteration":2814,"resumed_from":null,"state_digest":"…","stop_reason":"3 epochs completed",
+//    "train/loss":0.2…,"validation/accuracy":0.89…}
+
+#include <torch/nn/functional/activation.h>
+#include <torch/nn/functional/loss.h>
+#include <torch/nn/functional/pooling.h>
+#include <torch/nn/modules.h>
+#include <torch/optim.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <nlohmann/json.hpp>
+#include <rondo/extensions.hpp>
+#include <rondo/rondo.hpp>
+
+namespace F = torch::nn::functional;
+
+namespace {
+
+struct settings {
+  std::string data = "/usr/share/datasets/fashion-mnist";
+  std::string out = "result";
+  std::int64_t epochs = 3;
+  std::int64_t max_iterations = 0;
+  std::int64_t batch_size = 64;
+  std::uint64_t seed = 1;
+  double lr = 1e-3;
+  std::string optimizer = "adam";
+  std::string model = "cnn";
+  std::string writer = "simple";
+  std::string snapshot_every = "1ep";
+  std::int64_t n_retains = 3;
+  bool no_autoload = false;
+  int threads = 0;
+  bool quiet = false;
+};
+
+struct mlp_net : torch::nn::Module {
+  mlp_net() {
+    hidden = register_module("hidden", torch::nn::Linear(28 * 28, 128));
+    output = register_module("output", torch::nn::Linear(128, 10));
+  }
+  torch::Tensor forward(torch::Tensor x) { return output(torch::relu(hidden(x.flatten(1)))); }
+
+  torch::nn::Linear hidden{nullptr};
+  torch::nn::Linear output{nullptr};
+};
+
+struct cnn_net : torch::nn::Module {
+  cnn_net() {
+    conv1 = register_module("conv1", torch::nn::Conv2d(torch::nn::Conv2dOptions(1, 16, 3).padding(1)));
+    conv2 = register_module("conv2", torch::nn::Conv2d(torch::nn::Conv2dOptions(16, 32, 3).padding(1)));
+    norm = register_module("norm", torch::nn::BatchNorm2d(32));
+    hidden = register_module("hidden", torch::nn::Linear(32 * 7 * 7, 96));
+    output = register_module("output", torch::nn::Linear(96, 10));
+  }
+  torch::Tensor forward(torch::Tensor x) {
+    x = torch::relu(torch::max_pool2d(conv1(x), 2));
+    x = torch::relu(torch::max_pool2d(norm(conv2(x)), 2));
+    return output(torch::relu(hidden(x.flatten(1))));
+  }
+
+  torch::nn::Conv2d conv1{nullptr};
+  torch::nn::Conv2d conv2{nullptr};
+  torch::nn::BatchNorm2d norm{nullptr};
+  torch::nn::Linear hidden{nullptr};
+  torch::nn::Linear output{nullptr};
+};
+
+settings parse(int argc, char** argv) {
+  settings s;
+  CLI::App app("Trains a network on Fashion-MNIST, with snapshots that survive anything.");
+  app.add_option("--data", s.data, "folder with the IDX files, plain or .gz")->capture_default_str();
+  app.add_option("--out", s.out, "folder for log and snapshots")->capture_default_str();
+  app.add_option("--epochs", s.epochs, "epochs to train")->check(CLI::Range(std::int64_t{1}, std::int64_t{1000000}))->capture_default_str();
+  app.add_option("--max-iterations", s.max_iterations, "stop after so many iterations (0: no such limit)")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--batch-size", s.batch_size)->check(CLI::Range(std::int64_t{1}, std::int64_t{60000}))->capture_default_str();
+  app.add_option("--seed", s.seed, "of weights and data order")->capture_default_str();
+  app.add_option("--lr", s.lr, "learning rate")->check(CLI::PositiveNumber)->capture_default_str();
+  app.add_option("--optimizer", s.optimizer)
+      ->check(CLI::IsMember({"sgd", "adam", "adamw", "rmsprop", "adagrad"}))
+      ->capture_default_str();
+  app.add_option("--model", s.model)->check(CLI::IsMember({"mlp", "cnn"}))->capture_default_str();
+  app.add_option("--writer", s.writer, "who writes the snapshots")->check(CLI::IsMember({"simple"}))->capture_default_str();
+  app.add_option("--snapshot-every", s.snapshot_every, "such as 100it, 1ep or 0.5ep")->capture_default_str();
+  app.add_option("--n-retains", s.n_retains, "snapshots to keep (-1: all)")->capture_default_str();
+  app.add_flag("--no-autoload", s.no_autoload, "start afresh although there are snapshots");
+  app.add_option("--threads", s.threads, "of LibTorch (0: its own choice)")->check(CLI::Range(0, 1024))->capture_default_str();
+  app.add_flag("--quiet", s.quiet, "no table and no progress bar");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    std::exit(app.exit(e) == 0 ? 0 : 2);
+  }
+  return s;
+}
+
+std::unique_ptr<torch::optim::Optimizer> make_optimizer(const settings& s, const std::vector<torch::Tensor>& parameters) {
+  if (s.optimizer == "sgd") return std::make_unique<torch::optim::SGD>(parameters, torch::optim::SGDOptions(s.lr).momentum(0.9));
+  if (s.optimizer == "adamw") return std::make_unique<torch::optim::AdamW>(parameters, torch::optim::AdamWOptions(s.lr));
+  if (s.optimizer == "rmsprop") return std::make_unique<torch::optim::RMSprop>(parameters, torch::optim::RMSpropOptions(s.lr));
+  if (s.optimizer == "adagrad") return std::make_unique<torch::optim::Adagrad>(parameters, torch::optim::AdagradOptions(s.lr));
+  return std::make_unique<torch::optim::Adam>(parameters, torch::optim::AdamOptions(s.lr));
+}
+
+/// Keeps the last line of the log for the JSON object at the end; saved, so that a resumed run that has nothing left to do
+/// still knows it.
+struct last_entry {
+  void attach(rondo::context& ctx) {
+    ctx.on<rondo::extensions::log_entry>([this](const rondo::extensions::log_entry& e) { values = e.values; });
+  }
+  rondo::state::dict state_dict() const { return values; }
+  void load_state_dict(const rondo::state::value& state) { values = state.as<rondo::state::dict>(); }
+
+  [[nodiscard]] nlohmann::json number(const char* key) const {
+    const auto* value = values.find(key);
+    return value == nullptr || value->is_null() ? nlohmann::json() : nlohmann::json(value->number());
+  }
+
+  rondo::state::dict values;
+};
+
+template <class Net>
+int train(const settings& s) {
+  auto model = std::make_shared<Net>();
+  const auto optimizer = make_optimizer(s, model->parameters());
+  auto train_batches = rondo::data::fashion_mnist(s.data, rondo::data::split::train) | rondo::data::shuffle(s.seed) |
+                       rondo::data::batch(s.batch_size);
+  auto test_batches = rondo::data::fashion_mnist(s.data, rondo::data::split::test) | rondo::data::batch(500);
+
+  rondo::loop_options options{.max_epochs = s.epochs, .out = s.out};
+  if (s.max_iterations > 0) options.max_iterations = s.max_iterations;
+  rondo::loop loop(model, *optimizer, train_batches, F::cross_entropy, std::move(options));
+
+  auto last = std::make_shared<last_entry>();
+  loop | rondo::evaluator(test_batches, rondo::metrics::accuracy())  //
+      | rondo::log_report()                                         //
+      | rondo::make_extension("last_entry", last);
+  if (!s.quiet)
+    loop | rondo::print_report({"epoch", "iteration", "train/loss", "validation/loss", "validation/accuracy", "elapsed_time"}) |
+        rondo::progress_bar();
+  loop | rondo::snapshot({.n_retains = s.n_retains, .autoload = !s.no_autoload, .writer = rondo::writers::simple()})
+             .triggered(rondo::every(rondo::parse_period("--snapshot-every", s.snapshot_every)));
+  const rondo::run_result result = loop.run();
+
+  const rondo::state::dict state{{"model", rondo::state::module_state(*model)},
+                                 {"optimizer", rondo::state::optimizer_state(*optimizer)}};
+  const nlohmann::json summary{
+      {"iteration", result.iteration},
+      {"epoch", result.epoch},
+      {"train/loss", last->number("train/loss")},
+      {"validation/accuracy", last->number("validation/accuracy")},
+      {"resumed_from", result.resumed_from ? nlohmann::json(result.resumed_from->string()) : nlohmann::json()},
+      {"stop_reason", result.stop_reason},
+      {"state_digest", rondo::state::digest_of(state)}};
+  std::cout << summary.dump() << std::endl;
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const settings s = parse(argc, argv);
+  try {
+    if (s.threads > 0) torch::set_num_threads(s.threads);
+    torch::manual_seed(s.seed);
+    return s.model == "mlp" ? train<mlp_net>(s) : train<cnn_net>(s);
+  } catch (const rondo::option_error& e) {
+    std::cerr << "fashion_mnist: " << e.what() << '\n';
+    return 2;
+  } catch (const std::exception& e) {
+    std::cerr << "fashion_mnist: " << e.what() << '\n';
+    return 1;
+  }
+}

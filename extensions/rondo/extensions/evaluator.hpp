@@ -1,0 +1,236 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <concepts>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <range/v3/range/access.hpp>
+#include <range/v3/range/concepts.hpp>
+#include <range/v3/range/traits.hpp>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "rondo/async/task.hpp"
+#include "rondo/data/example.hpp"
+#include "rondo/data/stage.hpp"
+#include "rondo/extensions/metrics.hpp"
+#include "rondo/loop/context.hpp"
+#include "rondo/loop/extension.hpp"
+#include "rondo/report/observations.hpp"
+#include "rondo/report/summary.hpp"
+
+namespace rondo {
+
+struct evaluator_options {
+  /// Goes before what is reported ("validation/loss"), and is the extension's name.
+  std::string name = "validation";
+};
+
+namespace extensions {
+
+/// One pass over an evaluator's batches. Models are in evaluation mode and there are no gradients; whatever is reported
+/// goes to `reports`, which is empty at first, instead of the iteration's observations.
+class evaluation_pass {
+ public:
+  virtual ~evaluation_pass() = default;
+  /// Throws `option_error` when this pass is impossible in the loop. Before training.
+  virtual void check(const context&) const {}
+  /// Returns the number of batches.
+  virtual std::int64_t run(context& ctx, observations& reports) = 0;
+  /// Reports the results, under the evaluator's name.
+  virtual void report(context& ctx) = 0;
+};
+
+/// The metrics of an evaluator, the loop's loss included.
+class metric_set {
+ public:
+  template <metrics::metric M>
+  void add(M metric) {
+    add(std::make_unique<model<M>>(std::move(metric)));
+  }
+  /// Puts the loop's loss first, unless there is something called "loss".
+  void add_loss();
+  void reset();
+  void update(context& ctx, const at::Tensor& output, const at::Tensor& target);
+  void report(context& ctx);
+
+ private:
+  struct base {
+    virtual ~base() = default;
+    [[nodiscard]] virtual std::string name() const = 0;
+    virtual void reset() = 0;
+    virtual void update(context& ctx, const at::Tensor& output, const at::Tensor& target) = 0;
+    virtual void report(context& ctx) = 0;
+  };
+
+  template <class M>
+  struct model final : base {
+    static constexpr bool has_one_value = metrics::detail::number<metrics::detail::computed_t<M>>;
+
+    explicit model(M m) : metric(std::move(m)) {}
+    [[nodiscard]] std::string name() const override {
+      if constexpr (has_one_value)
+        return std::as_const(metric).name();
+      else
+        return {};
+    }
+    void reset() override { metric.reset(); }
+    void update([[maybe_unused]] context& ctx, const at::Tensor& output, const at::Tensor& target) override {
+      if constexpr (metrics::detail::takes_context<M>)
+        metric.update(ctx, output, target);
+      else
+        metric.update(output, target);
+    }
+    void report(context& ctx) override {
+      if constexpr (has_one_value) {
+        ctx.report(name(), metric.compute());
+      } else {
+        const auto all = metric.compute();
+        for (const auto& [key, value] : all) ctx.report(std::string(key), value);
+      }
+    }
+
+    M metric;
+  };
+
+  /// Throws `option_error` when there is one of that name.
+  void add(std::unique_ptr<base> metric);
+
+  std::vector<std::unique_ptr<base>> all_;
+};
+
+/// Batches with `data` and `target` through the loop's model into metrics.
+template <class Batches>
+class metrics_pass final : public evaluation_pass {
+ public:
+  metrics_pass(Batches batches, metric_set metrics) : batches_(std::move(batches)), metrics_(std::move(metrics)) {
+    metrics_.add_loss();
+  }
+
+  void check(const context& ctx) const override {
+    if (ctx.supervised()) return;
+    throw option_error("evaluator", "metrics in a loop with a custom step",
+                       "a function instead of metrics: evaluator(batches, [](context& ctx, auto& batch) { ctx.report(…); })");
+  }
+  std::int64_t run(context& ctx, observations&) override {
+    metrics_.reset();
+    std::int64_t count = 0;
+    for (auto&& element : batches_) {
+      const auto batch = data::to_device(std::decay_t<decltype(element)>(element), ctx.options().device);
+      metrics_.update(ctx, ctx.forward(batch.data), batch.target);
+      ++count;
+    }
+    return count;
+  }
+  void report(context& ctx) override { metrics_.report(ctx); }
+
+ private:
+  Batches batches_;
+  metric_set metrics_;
+};
+
+/// Batches through a function that reports.
+template <class Batches, class Step>
+class custom_pass final : public evaluation_pass {
+ public:
+  custom_pass(Batches batches, Step step) : batches_(std::move(batches)), step_(std::move(step)) {}
+
+  std::int64_t run(context& ctx, observations& reports) override {
+    means_.clear();
+    std::int64_t count = 0;
+    for (auto&& element : batches_) {
+      auto batch = data::to_device(std::decay_t<decltype(element)>(element), ctx.options().device);
+      reports.clear();
+      std::invoke(step_, ctx, batch);
+      add(reports, static_cast<double>(data::item_count(batch)));
+      ++count;
+    }
+    return count;
+  }
+  void report(context& ctx) override {
+    for (const auto& key : means_.keys()) ctx.report(key, means_.find(key)->mean());
+  }
+
+ private:
+  void add(const observations& reports, double samples) {
+    reports.for_each([&](const std::string& key, const observation& value) {
+      const double weight = value.weight() == 1.0 ? samples : value.weight();
+      const auto* scalar = value.on_device();
+      means_.add(key, scalar != nullptr ? observation(*scalar, weight) : observation(value.value(), weight));
+    });
+  }
+
+  Batches batches_;
+  Step step_;
+  summary_table means_;
+};
+
+/// What the loop sees of an evaluator.
+class evaluation {
+ public:
+  evaluation(evaluator_options options, std::unique_ptr<evaluation_pass> pass);
+  void attach(context& ctx);
+
+ private:
+  task<> evaluate(context& ctx);
+  void measure(context& ctx);
+
+  evaluator_options options_;
+  std::unique_ptr<evaluation_pass> pass_;
+};
+
+template <class Batches>
+using batch_of = std::decay_t<ranges::range_reference_t<Batches>>;
+
+/// A function that evaluates one batch.
+template <class Step, class Batch>
+concept evaluation_step = std::invocable<Step&, context&, Batch&> &&
+                          std::is_void_v<std::invoke_result_t<Step&, context&, Batch&>>;
+
+[[nodiscard]] extension make_evaluator(evaluator_options options, std::unique_ptr<evaluation_pass> pass);
+
+}  // namespace extensions
+
+/// Runs the loop's model over `batches`, which have `data` and `target`, and reports the loss and `metrics` as
+/// "validation/loss", "validation/accuracy", …, averaged over the samples of all batches. For supervised loops.
+///
+/// Meanwhile every model of the loop is in evaluation mode (each submodule gets its own mode back, whatever happens) and
+/// gradients are off; batches are moved to the loop's device. The batches are iterated over from the beginning each time;
+/// a range with a name is referred to and must outlive the loop, as there.
+///
+/// Default trigger every(1_epochs), priority `writer`, so that logs of the same iteration see the results; no state. Emits
+/// `event::evaluation_started` and `_completed`. Throws `option_error` before training when the loop is not supervised or
+/// two metrics have one name, and during training when there is no batch; what a metric throws ends the training.
+template <ranges::range Batches, metrics::metric... Metrics>
+[[nodiscard]] extension evaluator(Batches&& batches, evaluator_options options, Metrics... metrics) {
+  extensions::metric_set all;
+  (all.add(std::move(metrics)), ...);
+  auto view = data::detail::all(std::forward<Batches>(batches));
+  return extensions::make_evaluator(std::move(options), std::make_unique<extensions::metrics_pass<decltype(view)>>(
+                                                            std::move(view), std::move(all)));
+}
+template <ranges::range Batches, metrics::metric... Metrics>
+[[nodiscard]] extension evaluator(Batches&& batches, Metrics... metrics) {
+  return evaluator(std::forward<Batches>(batches), evaluator_options(), std::move(metrics)...);
+}
+
+/// For any loop: calls `step(context&, batch&)` for each batch, under the same conditions, and reports the means of what
+/// it reports: `evaluator(batches, [](context& ctx, auto& batch) { ctx.report("loss", …); })` gives "validation/loss". A
+/// key counts for those batches in which it was reported. Its weight is the number of samples in the batch
+/// (`data::item_count`), or the weight that it was reported with if that is not 1.
+template <ranges::range Batches, extensions::evaluation_step<extensions::batch_of<Batches>> Step>
+[[nodiscard]] extension evaluator(Batches&& batches, evaluator_options options, Step step) {
+  auto view = data::detail::all(std::forward<Batches>(batches));
+  return extensions::make_evaluator(std::move(options), std::make_unique<extensions::custom_pass<decltype(view), Step>>(
+                                                            std::move(view), std::move(step)));
+}
+template <ranges::range Batches, extensions::evaluation_step<extensions::batch_of<Batches>> Step>
+[[nodiscard]] extension evaluator(Batches&& batches, Step step) {
+  return evaluator(std::forward<Batches>(batches), evaluator_options(), std::move(step));
+}
+
+}  // namespace rondo

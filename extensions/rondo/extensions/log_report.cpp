@@ -1,0 +1,184 @@
+#include "rondo/extensions/log_report.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string_view>
+#include <utility>
+
+#include "rondo/error.hpp"
+#include "rondo/event/events.hpp"
+#include "rondo/extensions/line_file.hpp"
+#include "rondo/log.hpp"
+#include "rondo/loop/context.hpp"
+#include "rondo/report/summary.hpp"
+
+namespace rondo {
+
+namespace {
+
+using json = nlohmann::ordered_json;
+
+json to_json(const state::value& value, const std::string& key);
+
+json to_json(const state::list& items, const std::string& key) {
+  json all = json::array();
+  for (const auto& item : items) all.push_back(to_json(item, key));
+  return all;
+}
+
+json to_json(const state::dict& dict) {
+  json all = json::object();
+  for (const auto& [key, value] : dict) all[key.str()] = to_json(value, key.str());
+  return all;
+}
+
+json to_json(const state::value& value, const std::string& key) {
+  if (value.is_null()) return nullptr;
+  if (const auto* b = value.get_if<bool>()) return *b;
+  if (const auto* i = value.get_if<std::int64_t>()) return *i;
+  if (const auto* d = value.get_if<double>()) return std::isfinite(*d) ? json(*d) : json(nullptr);
+  if (const auto* s = value.get_if<std::string>()) return *s;
+  if (const auto* l = value.get_if<state::list>()) return to_json(*l, key);
+  if (const auto* t = value.get_if<state::tuple>()) return to_json(t->items, key);
+  if (const auto* d = value.get_if<state::dict>()) return to_json(*d);
+  throw option_error("postprocess", fmt::format("puts a {} under '{}'", value.type_name(), key),
+                     "numbers, strings, bools, lists and dicts");
+}
+
+std::string json_line(const state::dict& entry) {
+  return to_json(entry).dump(-1, ' ', false, json::error_handler_t::replace) + '\n';
+}
+
+std::string joined(const std::vector<std::string>& names) {
+  return names.empty() ? "none" : fmt::format("{}", fmt::join(names, ", "));
+}
+
+void require_file_name(const std::string& name) {
+  const bool hidden_meaning = name.empty() || name == "." || name == "..";
+  if (hidden_meaning || name.find('/') != std::string::npos || name.find('\0') != std::string::npos)
+    throw option_error("filename", "'" + name + "'", "the name of a file in the loop's out directory, without '/'");
+}
+
+class log_writer {
+ public:
+  explicit log_writer(log_report_options options) : options_(std::move(options)) {}
+
+  void attach(context& ctx) {
+    file_.emplace(ctx.out() / options_.filename);
+    ctx.on<event::training_started>([this, &ctx] { begin(ctx); });
+    // The last iteration of an epoch waits for its epoch, whose handlers may have something to report.
+    ctx.on<event::iteration_completed>([this, &ctx] {
+      if (!ctx.now().epoch_end) record(ctx);
+    });
+    ctx.on<event::epoch_completed>([this, &ctx] { record(ctx); });
+  }
+
+  [[nodiscard]] state::value state_dict() const {
+    state::list seen(seen_.begin(), seen_.end());
+    return state::dict{{"trigger", options_.trigger.state_dict()},
+                       {"summary", means_.state_dict()},
+                       {"seen", std::move(seen)},
+                       {"position", position_}};
+  }
+
+  void load_state_dict(const state::value& state) {
+    trigger when = options_.trigger;
+    when.load_state_dict(state.at("trigger"));
+    summary_table means;
+    means.load_state_dict(state.at("summary"));
+    std::vector<std::string> seen;
+    for (const auto& key : state.get<state::list>("seen")) seen.push_back(key.as<std::string>());
+    const auto position = state.get<std::int64_t>("position");
+    if (position < 0) throw state_error("position", fmt::format("is {}, which is not a position in a file", position));
+
+    options_.trigger = std::move(when);
+    means_ = std::move(means);
+    seen_ = std::move(seen);
+    position_ = position;
+    loaded_ = true;
+  }
+
+ private:
+  void begin(const context& ctx) {
+    if (loaded_)
+      go_back_to(position_);
+    else if (ctx.iteration() > 0)
+      position_ = file_->whole_lines(file_->size());
+    else
+      position_ = 0;
+    file_->truncate(position_);
+  }
+
+  void go_back_to(std::int64_t position) {
+    position_ = file_->whole_lines(position);
+    if (position_ == position) return;
+    log::warn(fmt::format("'{}' had {} bytes when the snapshot was taken, of which the first {} are there in whole lines: the log "
+                          "goes on from there",
+                          file_->path().string(), position, position_));
+  }
+
+  void record(context& ctx) {
+    ctx.reported().for_each([this](const std::string& key, const observation& value) {
+      if (std::find(seen_.begin(), seen_.end(), key) == seen_.end()) seen_.push_back(key);
+      if (wanted(key)) means_.add(key, value);
+    });
+    if (options_.trigger.due(ctx.now())) write(ctx);
+  }
+
+  [[nodiscard]] bool wanted(const std::string& key) const {
+    return options_.keys.empty() || std::find(options_.keys.begin(), options_.keys.end(), key) != options_.keys.end();
+  }
+
+  void write(context& ctx) {
+    warn_of_unknown_keys();
+    state::dict entry = take_means();
+    entry.insert_or_assign("epoch", ctx.epoch());
+    entry.insert_or_assign("iteration", ctx.iteration());
+    entry.insert_or_assign("elapsed_time", ctx.elapsed_time());
+    if (options_.postprocess) options_.postprocess(entry);
+    const std::string line = json_line(entry);
+    file_->append(line);
+    position_ += static_cast<std::int64_t>(line.size());
+    ctx.post<extensions::log_entry>(ctx.name(), std::move(entry));
+  }
+
+  state::dict take_means() {
+    state::dict all;
+    for (const auto& key : options_.keys.empty() ? seen_ : options_.keys)
+      if (const auto* one = means_.find(key)) all.insert_or_assign(key, one->mean());
+    means_.clear();
+    return all;
+  }
+
+  void warn_of_unknown_keys() {
+    if (warned_) return;
+    std::vector<std::string> unknown;
+    for (const auto& key : options_.keys)
+      if (std::find(seen_.begin(), seen_.end(), key) == seen_.end()) unknown.push_back(key);
+    if (unknown.empty()) return;
+    warned_ = true;
+    log::warn(fmt::format("log_report: nobody has reported {} so far; there are: {}", joined(unknown), joined(seen_)));
+  }
+
+  log_report_options options_;
+  std::optional<extensions::line_file> file_;
+  summary_table means_;
+  std::vector<std::string> seen_;  // the columns' order, which must survive a resume
+  std::int64_t position_ = 0;
+  bool loaded_ = false;
+  bool warned_ = false;
+};
+
+}  // namespace
+
+extension log_report(log_report_options options) {
+  require_file_name(options.filename);
+  return make_extension("log_report", std::make_shared<log_writer>(std::move(options)));
+}
+
+}  // namespace rondo

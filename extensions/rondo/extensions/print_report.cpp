@@ -1,0 +1,117 @@
+#include "rondo/extensions/print_report.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <set>
+#include <utility>
+
+#include "rondo/error.hpp"
+#include "rondo/event/events.hpp"
+#include "rondo/extensions/log_report.hpp"
+#include "rondo/extensions/terminal.hpp"
+#include "rondo/log.hpp"
+#include "rondo/loop/context.hpp"
+
+namespace rondo {
+
+namespace {
+
+constexpr std::size_t least_width = 10;
+
+/// With 6 significant digits, or as many fewer as the width asks for.
+std::string number_text(double number, std::size_t width) {
+  std::string text = fmt::format("{:.6g}", number);
+  for (int digits = 5; digits > 0 && text.size() > width; --digits) text = fmt::format("{:.{}g}", number, digits);
+  return text;
+}
+
+std::string cell_text(const state::value& value, std::size_t width) {
+  if (const auto* number = value.get_if<double>()) return number_text(*number, width);
+  if (const auto* number = value.get_if<std::int64_t>()) return fmt::format("{}", *number);
+  if (const auto* text = value.get_if<std::string>()) return *text;
+  if (const auto* yes = value.get_if<bool>()) return *yes ? "true" : "false";
+  return value.is_null() ? "" : value.type_name();
+}
+
+class table_printer {
+ public:
+  table_printer(std::vector<std::string> columns, print_report_options options)
+      : columns_(std::move(columns)),
+        options_(std::move(options)),
+        terminal_(options_.terminal.value_or(extensions::is_terminal(*options_.out))) {}
+
+  void attach(context& ctx) {
+    ctx.on<extensions::log_entry>([this](const extensions::log_entry& entry) {
+      if (options_.log_report.empty() || options_.log_report == entry.source) print(entry.values);
+    });
+    ctx.on<event::training_completed>([this] { warn_of_blanks(); });
+  }
+
+ private:
+  void print(const state::dict& entry) {
+    std::string text;
+    if (terminal_) text += extensions::clear_below;
+    if (!begun_) text += header(entry);
+    text += row(entry);
+    *options_.out << text << std::flush;
+  }
+
+  std::string header(const state::dict& first) {
+    begun_ = true;
+    if (columns_.empty())
+      for (const auto& item : first) columns_.push_back(item.first.str());
+    std::string line;
+    for (const auto& column : columns_) add_cell(line, column, column);
+    return finished(std::move(line));
+  }
+
+  std::string row(const state::dict& entry) {
+    for (const auto& item : entry) seen_.insert(item.first.str());
+    std::string line;
+    for (const auto& column : columns_) {
+      const auto* value = entry.find(column);
+      add_cell(line, column, value == nullptr ? "" : cell_text(*value, width_of(column)));
+    }
+    return finished(std::move(line));
+  }
+
+  static std::size_t width_of(const std::string& column) { return std::max(least_width, column.size()); }
+
+  static void add_cell(std::string& line, const std::string& column, const std::string& text) {
+    line += fmt::format("{:<{}}  ", text, width_of(column));
+  }
+
+  static std::string finished(std::string line) {
+    line.erase(line.find_last_not_of(' ') + 1);
+    return std::move(line) + '\n';
+  }
+
+  void warn_of_blanks() const {
+    if (!begun_) {
+      log::warn("print_report has printed nothing, because no log_report has written an entry: attach one, with a trigger "
+                "that fires before training ends");
+      return;
+    }
+    for (const auto& column : columns_)
+      if (!seen_.contains(column))
+        log::warn(fmt::format("print_report: no entry had '{}'; there are: {}", column, fmt::join(seen_, ", ")));
+  }
+
+  std::vector<std::string> columns_;
+  print_report_options options_;
+  bool terminal_;
+  bool begun_ = false;
+  std::set<std::string> seen_;
+};
+
+}  // namespace
+
+extension print_report(std::vector<std::string> entries, print_report_options options) {
+  if (options.out == nullptr) throw option_error("out", "null", "a stream that outlives the run");
+  return make_extension("print_report", std::make_shared<table_printer>(std::move(entries), std::move(options)));
+}
+
+}  // namespace rondo

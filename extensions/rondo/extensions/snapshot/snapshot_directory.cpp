@@ -1,0 +1,75 @@
+#include "rondo/extensions/snapshot/snapshot_directory.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "rondo/checkpoint/reader.hpp"
+#include "rondo/log.hpp"
+
+namespace rondo::extensions {
+
+namespace {
+
+std::int64_t modification_time(const std::filesystem::path& file) {
+  return static_cast<std::int64_t>(std::filesystem::last_write_time(file).time_since_epoch().count());
+}
+
+}  // namespace
+
+snapshot_directory::snapshot_directory(std::filesystem::path directory, std::optional<writing::file_name_template> names,
+                                       bool has_manifest)
+    : directory_(std::move(directory)), names_(std::move(names)), has_manifest_(has_manifest) {}
+
+std::vector<snapshot_candidate> snapshot_directory::list(std::vector<rejected_snapshot>* rejected) {
+  std::vector<snapshot_candidate> found;
+  const auto files = writing::posix_file_system();
+  for (const auto& entry : files->list(directory_)) {
+    const std::string& name = entry.name;
+    const bool ours = entry.kind == writing::file_kind::regular && (names_ ? names_->parse(name).has_value() : !name.starts_with('.'));
+    if (!ours) continue;
+    const auto path = directory_ / name;
+    try {
+      const auto iteration = has_manifest_ ? iteration_inside(path, entry.size) : iteration_in_name(name);
+      if (iteration) found.push_back({path, *iteration});
+    } catch (const error& e) {
+      // Without a template every file in the directory is looked at, and most are none of ours.
+      if (names_ && rejected != nullptr) rejected->push_back({path, e.what()});
+    }
+  }
+  std::sort(found.begin(), found.end(), [](const auto& a, const auto& b) {
+    return a.iteration != b.iteration ? a.iteration > b.iteration : a.path > b.path;
+  });
+  return found;
+}
+
+void snapshot_directory::retain(std::int64_t keep) {
+  const auto all = list();
+  for (std::size_t i = static_cast<std::size_t>(keep); i < all.size(); ++i) {
+    std::error_code failed;
+    std::filesystem::remove(all[i].path, failed);
+    if (failed) log::warn(fmt::format("the old snapshot '{}' cannot be removed: {}", all[i].path.string(), failed.message()));
+    known_.erase(all[i].path.filename().string());
+  }
+}
+
+std::optional<std::int64_t> snapshot_directory::iteration_in_name(const std::string& name) const {
+  const auto values = names_->parse(name);
+  return std::get<std::int64_t>(values->find("iteration")->second);
+}
+
+std::optional<std::int64_t> snapshot_directory::iteration_inside(const std::filesystem::path& file, std::uint64_t size) {
+  const auto name = file.filename().string();
+  const auto modified = modification_time(file);
+  const auto it = known_.find(name);
+  if (it != known_.end() && it->second.size == size && it->second.modified == modified) return it->second.iteration;
+
+  const auto reader = checkpoint::reader::open(file);
+  if (!reader.info()) throw format_error(file.string(), 0, "is a file of torch.save or another program: it has no manifest (record rondo.json)");
+  const auto& info = reader.info()->info;
+  const auto iteration = info.mid_iteration ? std::nullopt : std::optional(info.iteration);
+  known_.insert_or_assign(name, known{size, modified, iteration});
+  return iteration;
+}
+
+}  // namespace rondo::extensions

@@ -1,0 +1,58 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "rondo/writing/file_name.hpp"
+#include "rondo/writing/file_system.hpp"
+
+namespace rondo::extensions {
+
+/// A file that may be a snapshot of ours.
+struct snapshot_candidate {
+  std::filesystem::path path;
+  std::int64_t iteration = 0;  ///< recorded inside the file, or in its name where the file has no manifest
+};
+
+/// A file that looks like one of ours by its name and is none inside.
+struct rejected_snapshot {
+  std::filesystem::path path;
+  std::string reason;
+};
+
+/// The snapshots of one extension among the files of an output directory.
+class snapshot_directory {
+ public:
+  /// With a template, files count whose names it makes; without one (callable names), all files with a manifest.
+  /// `has_manifest` is false for files of a user's own serialization, whose iteration is taken from the name.
+  snapshot_directory(std::filesystem::path directory, std::optional<writing::file_name_template> names, bool has_manifest);
+
+  /// Newest first, by recorded iteration, then by name. Snapshots taken in the middle of an iteration do not count.
+  /// Files that cannot be read as snapshots are put into `rejected`.
+  [[nodiscard]] std::vector<snapshot_candidate> list(std::vector<rejected_snapshot>* rejected = nullptr);
+
+  /// Removes all but the `keep` newest. What is not there any more, or cannot be removed, is passed over with a warning.
+  void retain(std::int64_t keep);
+
+ private:
+  struct known {
+    std::uint64_t size;
+    std::int64_t modified;
+    std::optional<std::int64_t> iteration;  // none: taken in the middle of one
+  };
+
+  [[nodiscard]] std::optional<std::int64_t> iteration_in_name(const std::string& name) const;
+  [[nodiscard]] std::optional<std::int64_t> iteration_inside(const std::filesystem::path& file, std::uint64_t size);
+
+  std::filesystem::path directory_;
+  std::optional<writing::file_name_template> names_;
+  bool has_manifest_;
+  std::map<std::string, known> known_;  // manifests that have been read, so that retention need not read them again
+};
+
+}  // namespace rondo::extensions

@@ -1,0 +1,119 @@
+#pragma once
+
+#include <cstdint>
+#include <exception>
+#include <filesystem>
+#include <string>
+
+/// The events that the loop and the ready-made extensions emit. Any other type can be an event as well: it needs no
+/// registration and no base class.
+///
+/// Events come in pairs: what was announced by `…_started` is always followed by its `…_completed`. An event type with a
+/// member `std::exception_ptr error` is a closing event: if `error` is set, the thing ended by an exception, and only
+/// subscribers that asked for it (`context::on_end`) get the event; `context::on` and `context::next` see successes only.
+///
+/// All are emitted on the training thread, and the emitter waits until every subscriber has acknowledged.
+namespace rondo::event {
+
+/// Once per run, after every extension has been attached and before any coroutine extension starts: the moment to bring
+/// back an earlier state (`context::load_state_dict`). Nothing has been trained yet in this run.
+struct restoring {};
+
+/// Once per run, after the state has been restored and every coroutine extension has reached its first suspension.
+struct training_started {
+  std::int64_t iteration;  ///< iterations done in earlier runs; 0 for a fresh start
+  std::int64_t epoch;      ///< epochs completed in earlier runs
+};
+
+/// Once per run, the last event of all, also when training failed.
+struct training_completed {
+  std::int64_t iteration;
+  std::int64_t epoch;
+  const std::string& stop_reason;  ///< why training ended; empty on failure
+  std::exception_ptr error;
+};
+
+/// At the beginning of each epoch, and again when a run is resumed inside one.
+struct epoch_started {
+  std::int64_t epoch;    ///< index of the epoch, from 0
+  std::int64_t skipped;  ///< its iterations that an earlier run has done; 0 unless resumed inside the epoch
+};
+
+/// At the end of each epoch, after `iteration_completed` of its last iteration has reached everybody above the snapshot
+/// priority. When training stops inside an epoch, `error` holds a `rondo::stopped`.
+struct epoch_completed {
+  std::int64_t epoch;  ///< epochs completed, so 1 for the first
+  std::exception_ptr error;
+};
+
+/// Before each iteration; observations are empty.
+struct iteration_started {
+  std::int64_t iteration;  ///< the number that the iteration will have, from 1
+};
+
+/// After each iteration. Triggers of extensions are evaluated here.
+struct iteration_completed {
+  std::int64_t iteration;  ///< iterations done, so 1 for the first
+  std::exception_ptr error;
+};
+
+/// Before each optimizer step, after gradients have been clipped. 0 to n times per iteration: n optimizers, or none
+/// while gradients are being accumulated.
+struct update_started {
+  const std::string& optimizer;  ///< its name in the loop, "main" if there is only one
+};
+
+/// After each optimizer step: parameters and optimizer state rest until the next `update_started`.
+struct update_completed {
+  const std::string& optimizer;
+  std::exception_ptr error;
+};
+
+/// Before an evaluator reads its first batch.
+struct evaluation_started {
+  const std::string& name;  ///< of the evaluator, "validation" by default
+};
+
+/// When an evaluator has reported its results.
+struct evaluation_completed {
+  const std::string& name;
+  double seconds;
+  std::exception_ptr error;
+};
+
+/// Once per run when training fails, before `training_completed`: the error that `run()` is going to throw. What a
+/// subscriber throws here is logged and otherwise ignored: it never takes the place of the first error.
+struct failed {
+  std::exception_ptr cause;
+};
+
+/// When a signal arrives that the loop listens to. SIGINT and SIGTERM have requested a stop already.
+struct signal_received {
+  int number;
+};
+
+/// Before a snapshot is captured.
+struct snapshot_started {
+  const std::filesystem::path& path;
+  std::int64_t iteration;
+};
+
+/// When a snapshot is durable, or has failed.
+struct snapshot_completed {
+  const std::filesystem::path& path;
+  std::int64_t iteration;
+  std::uint64_t bytes;     ///< size of the file
+  double capture_seconds;  ///< taking hold of the state
+  double write_seconds;    ///< writing with checksums
+  double commit_seconds;   ///< sync, rename, sync of the directory
+  double stall_seconds;    ///< how long training waited
+  std::exception_ptr error;
+};
+
+/// For each file that autoload passed over because it is damaged or unreadable.
+struct snapshot_rejected {
+  const std::filesystem::path& path;
+  const std::string& reason;
+};
+
+}  // namespace rondo::event

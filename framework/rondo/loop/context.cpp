@@ -1,0 +1,68 @@
+#include "rondo/loop/context.hpp"
+
+#include <algorithm>
+
+namespace rondo {
+
+namespace {
+
+template <class Named>
+const Named& named(const char* option, const std::vector<Named>& all, std::string_view name) {
+  for (const auto& one : all)
+    if (one.name == name) return one;
+  std::string known;
+  for (const auto& one : all) known += (known.empty() ? "" : ", ") + one.name;
+  throw option_error(option, std::string(name), known.empty() ? "nothing: the loop has none" : "one of: " + known);
+}
+
+const option_error not_supervised(const char* what) {
+  return option_error(what, "called in a loop with a custom step",
+                      "a loop made from a model and a loss function; elsewhere give the evaluation a function of its own");
+}
+
+}  // namespace
+
+double context::epoch_detail() const noexcept { return session_.epoch_detail(); }
+
+const std::string& context::name() const noexcept {
+  static const std::string loop = "loop";
+  return self_ != nullptr ? self_->what.name() : loop;
+}
+
+torch::nn::Module& context::model(std::string_view name) const { return *named("model", session_.models, name).module; }
+
+torch::optim::Optimizer& context::optimizer(std::string_view name) const {
+  return *named("optimizer", session_.optimizers, name).optimizer;
+}
+
+at::Tensor context::forward(const at::Tensor& input) const {
+  if (!session_.supervised.forward) throw not_supervised("forward");
+  return session_.supervised.forward(input);
+}
+
+at::Tensor context::loss(const at::Tensor& output, const at::Tensor& target) const {
+  if (!session_.supervised.loss) throw not_supervised("loss");
+  return session_.supervised.loss(output, target);
+}
+
+void context::settle() {
+  if (self_ != nullptr) self_->ack.settle();
+}
+
+bool context::listening() const {
+  return std::any_of(listeners_.begin(), listeners_.end(), [](const auto& l) { return l.second->waiting(); });
+}
+
+int context::priority() const noexcept { return self_ != nullptr ? self_->what.priority() : priority::reader; }
+
+std::shared_ptr<gate> context::own_gate() const {
+  if (self_ == nullptr) return nullptr;
+  return self_->when;
+}
+
+rondo::acknowledgement& context::acknowledgement() {
+  if (self_ == nullptr) throw option_error("next", "called in a training step", "extensions only");
+  return self_->ack;
+}
+
+}  // namespace rondo

@@ -1,0 +1,244 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <typeindex>
+#include <unordered_map>
+#include <utility>
+
+#include "rondo/async/offload.hpp"
+#include "rondo/async/task.hpp"
+#include "rondo/event/bus.hpp"
+#include "rondo/event/events.hpp"
+#include "rondo/event/interval.hpp"
+#include "rondo/loop/session.hpp"
+#include "rondo/report/observations.hpp"
+
+namespace rondo {
+
+/// Thrown nowhere: the `error` of an `epoch_completed` whose epoch ended early because training was asked to stop.
+class stopped : public error {
+ public:
+  using error::error;
+};
+
+/// What an extension, and a user's training step, sees of the run. Valid from `attach` to the end of the run. Everything
+/// here belongs to the training thread; debug builds assert it.
+class context {
+ public:
+  context(detail::session& s, detail::attachment* self) : session_(s), self_(self) {}
+  context(const context&) = delete;
+  context& operator=(const context&) = delete;
+
+  // ---- where training stands -------------------------------------------------------------------------------------
+
+  /// Iterations done, over all resumes. Within an iteration: those before it.
+  [[nodiscard]] std::int64_t iteration() const noexcept { return session_.now.iteration; }
+  /// Iterations done over all runs, also those whose snapshots were lost (ppe's `execution`).
+  [[nodiscard]] std::int64_t execution() const noexcept { return session_.execution; }
+  /// Epochs completed.
+  [[nodiscard]] std::int64_t epoch() const noexcept { return session_.now.epoch(); }
+  /// Epochs completed, with the fraction of the current one. The fraction is 0 while the length of an epoch is unknown.
+  [[nodiscard]] double epoch_detail() const noexcept;
+  /// Iterations per epoch; unknown in the first epoch of a range without a size.
+  [[nodiscard]] std::optional<std::int64_t> epoch_length() const noexcept { return session_.now.epoch_length; }
+  /// Seconds of training up to the end of the last iteration, over all resumes.
+  [[nodiscard]] double elapsed_time() const noexcept { return session_.now.elapsed_time; }
+  /// All of that, as triggers see it.
+  [[nodiscard]] const moment& now() const noexcept { return session_.now; }
+  /// The loop's settings.
+  [[nodiscard]] const loop_options& options() const noexcept { return session_.options; }
+  /// The snapshot that this run goes on from.
+  [[nodiscard]] const std::optional<std::filesystem::path>& resumed_from() const noexcept { return session_.resumed_from; }
+  /// The name of the extension; "loop" in a training step.
+  [[nodiscard]] const std::string& name() const noexcept;
+
+  // ---- events ----------------------------------------------------------------------------------------------------
+
+  /// Subscribes to `E` with the extension's priority. `handler` takes the event or nothing, and returns nothing or a
+  /// `task<>`, which the emitter awaits. Closing events that carry an error are not delivered.
+  template <class E, class F>
+  void on(F handler) {
+    subscribe<E>(subscription{priority(), nullptr, false}, std::move(handler));
+  }
+  /// The same, only when `t` fires. The memory of `t` is not saved in snapshots; that of the extension's own trigger is, see `when_due`.
+  template <class E, class F>
+  void on(trigger t, F handler) {
+    subscribe<E>(subscription{priority(), std::make_shared<detail::trigger_gate>(std::move(t), session_), false},
+                 std::move(handler));
+  }
+  /// Subscribes to a closing event however the thing ended; `error` of the event says how.
+  template <class E, class F>
+  void on_end(F handler) {
+    static_assert(closing_event<E>, "on_end is for closing events, which have a member std::exception_ptr error");
+    subscribe<E>(subscription{priority(), nullptr, true}, std::move(handler));
+  }
+  /// Subscribes to the iterations after which the extension's trigger fires (`extension::triggered`; every iteration
+  /// if it has none).
+  template <class F>
+  void when_due(F handler) {
+    subscribe<event::iteration_completed>(subscription{priority(), own_gate(), false}, std::move(handler));
+  }
+
+  /// For a coroutine extension: acknowledges the event that it has been working on, and waits for the next `E`, which
+  /// stays valid until the next call of `next`. nullptr when the run is over. Events that are emitted while the
+  /// extension waits for something else are missed. Cancellation ends the wait with nullptr.
+  template <class E>
+  [[nodiscard]] task<const E*> next() {
+    session_.assert_home();
+    listener<E>& mine = listener_for<E>();
+    settle();
+    return mine.box.next();
+  }
+
+  /// Delivers an `E` made from `args` now; see `bus::emit` for how to await the rest.
+  template <class E, class... Args>
+  [[nodiscard]] std::optional<task<>> emit(Args&&... args) {
+    session_.assert_home();
+    return session_.events.emit<E>(std::forward<Args>(args)...);
+  }
+  /// Delivers an `E` made from `args` at the end of the current iteration, before the snapshot.
+  template <class E, class... Args>
+  void post(Args&&... args) {
+    session_.assert_home();
+    session_.events.post<E>(std::forward<Args>(args)...);
+  }
+
+  // ---- observations ----------------------------------------------------------------------------------------------
+
+  /// Reports a number, or a tensor of one element that is not read before somebody asks for it. `weight`: in averages.
+  template <class V>
+  void report(std::string_view key, const V& value, double weight = 1.0) {
+    session_.observed.report(key, value, weight);
+  }
+  template <class T, class V>
+  void report(observable<T> key, const V& value, double weight = 1.0) {
+    report(key.name, value, weight);
+  }
+  /// While the result lives, reported keys get `prefix` in front.
+  [[nodiscard]] rondo::observations::scope report_scope(std::string_view prefix) { return {session_.observed, prefix}; }
+
+  /// What was reported under `key` in this iteration, as a `T`. Throws `observation_error` listing what there is.
+  template <class T = double>
+  [[nodiscard]] T observed(std::string_view key) const {
+    return static_cast<T>(session_.observed.at(key).value());
+  }
+  template <class T>
+  [[nodiscard]] T observed(observable<T> key) const {
+    return observed<T>(key.name);
+  }
+  /// Everything that was reported in this iteration.
+  [[nodiscard]] const rondo::observations& reported() const noexcept { return session_.observed; }
+
+  // ---- control ---------------------------------------------------------------------------------------------------
+
+  /// Asks for the end of training after this iteration. Everybody still sees the current events. The first reason wins.
+  void stop(std::string reason) { session_.stop(std::move(reason)); }
+  [[nodiscard]] bool stop_requested() const noexcept { return session_.stop_reason.has_value(); }
+
+  /// Runs `work` on a background thread and comes home with its result. `work` is a named callable; it takes values with
+  /// it, because the training thread goes on. Throws what it throws. A cancelled caller still waits for it.
+  template <class F>
+  [[nodiscard]] auto offload(F& work) {
+    return rondo::offload(session_.pool(), work);
+  }
+
+  /// Starts a coroutine that runs beside training, on the training thread, and is cancelled when training ends. If it
+  /// throws, training ends with that error. `f` is a callable that returns `task<>`.
+  template <class F>
+  void spawn(F f) {
+    session_.background->spawn(std::move(f));
+  }
+
+  /// The directory for files, as an absolute path. The first call makes it, removes unfinished files that killed runs left
+  /// there, and keeps other trainers out until the run is over. Throws `option_error("out", …)` if nothing can be written
+  /// there, `writing::lock_error` if another trainer is at work.
+  [[nodiscard]] const std::filesystem::path& out() { return session_.out(); }
+
+  // ---- models and optimizers -------------------------------------------------------------------------------------
+
+  /// Throws `option_error` listing the names if there is no such model. Default: the only one.
+  [[nodiscard]] torch::nn::Module& model(std::string_view name = "main") const;
+  [[nodiscard]] const std::vector<detail::named_model>& models() const noexcept { return session_.models; }
+  [[nodiscard]] torch::optim::Optimizer& optimizer(std::string_view name = "main") const;
+  [[nodiscard]] const std::vector<detail::named_optimizer>& optimizers() const noexcept { return session_.optimizers; }
+
+  /// In a supervised loop: the model's output for `input`, which is on the loop's device. Throws `option_error` otherwise.
+  [[nodiscard]] at::Tensor forward(const at::Tensor& input) const;
+  /// In a supervised loop: the loss function's value. Throws `option_error` otherwise.
+  [[nodiscard]] at::Tensor loss(const at::Tensor& output, const at::Tensor& target) const;
+  [[nodiscard]] bool supervised() const noexcept { return static_cast<bool>(session_.supervised.forward); }
+
+  /// For a custom training step: clips the gradients as the loop's options say, announces and takes one step of
+  /// `optimizer`, which must be one of the loop's. Completes when everybody has acknowledged `update_completed`.
+  [[nodiscard]] task<> update(torch::optim::Optimizer& optimizer) {
+    return session_.update(session_.optimizer_index(optimizer));
+  }
+
+  // ---- state -----------------------------------------------------------------------------------------------------
+
+  /// The state of the whole run in ppe's layout; tensors are the live ones, not copies.
+  [[nodiscard]] state::dict state_dict() const { return session_.state_dict(); }
+  /// Takes a state back. Only while `event::restoring` is being emitted. Throws `state_error`, and has then changed nothing.
+  void load_state_dict(const state::value& state) { session_.load_state_dict(state); }
+  /// Records which file the state came from.
+  void set_resumed_from(std::filesystem::path file) { session_.resumed_from = std::move(file); }
+
+  // ---- for the loop ----------------------------------------------------------------------------------------------
+
+  /// Acknowledges the event that the extension's coroutine has been working on.
+  void settle();
+  /// Whether the extension's coroutine waits in `next`.
+  [[nodiscard]] bool listening() const;
+
+ private:
+  struct any_listener {
+    virtual ~any_listener() = default;
+    [[nodiscard]] virtual bool waiting() const = 0;
+  };
+  template <class E>
+  struct typed_listener final : any_listener {
+    [[nodiscard]] bool waiting() const override { return subscription.box.waiting(); }
+    listener<E> subscription;
+  };
+
+  template <class E, class F>
+  void subscribe(subscription how, F handler) {
+    static_assert(handler_of<F, E>,
+                  "a handler is called with const E& or with nothing, and returns void or task<>; this one does neither");
+    session_.assert_home();
+    session_.events.on<E>(std::move(how), std::move(handler));
+  }
+
+  template <class E>
+  listener<E>& listener_for() {
+    auto& mine = listeners_[std::type_index(typeid(E))];
+    if (!mine) {
+      auto made = std::make_unique<typed_listener<E>>();
+      made->subscription.ack = &acknowledgement();
+      session_.events.listen<E>(subscription{priority(), nullptr, false}, made->subscription);
+      mine = std::move(made);
+    }
+    return static_cast<typed_listener<E>&>(*mine).subscription;
+  }
+
+  [[nodiscard]] int priority() const noexcept;
+  [[nodiscard]] std::shared_ptr<gate> own_gate() const;
+  [[nodiscard]] rondo::acknowledgement& acknowledgement();
+
+  detail::session& session_;
+  detail::attachment* self_;  // null in a training step
+  std::unordered_map<std::type_index, std::unique_ptr<any_listener>> listeners_;
+};
+
+/// Awaits an emission's rest, if any: `auto rest = ctx.emit<my_event>(…); co_await acknowledged(std::move(rest));`.
+[[nodiscard]] inline task<> acknowledged(std::optional<task<>> rest) {
+  if (rest) co_await std::move(*rest);
+}
+
+}  // namespace rondo

@@ -1,0 +1,107 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <concepts>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <range/v3/iterator/operations.hpp>
+#include <range/v3/range/access.hpp>
+#include <range/v3/range/concepts.hpp>
+#include <range/v3/range/primitives.hpp>
+#include <range/v3/view/all.hpp>
+#include <type_traits>
+#include <utility>
+
+#include "rondo/async/task.hpp"
+#include "rondo/data/example.hpp"
+#include "rondo/data/stage.hpp"
+#include "rondo/loop/context.hpp"
+#include "rondo/loop/session.hpp"
+
+namespace rondo {
+
+/// What a custom training step may look like: called with `(context&, batch&)`, it returns
+///
+/// * a tensor: the loss. The loop calls backward, accumulates, clips and updates the (only) optimizer;
+/// * a `task<>`: does all that itself, with `co_await ctx.update(optimizer)` for each update;
+/// * nothing: does everything by hand, `optimizer.step()` included; no update events are emitted then.
+template <class F, class Batch>
+concept training_step = std::invocable<F&, context&, Batch&> &&
+                        (std::convertible_to<std::invoke_result_t<F&, context&, Batch&>, at::Tensor> ||
+                         std::same_as<std::invoke_result_t<F&, context&, Batch&>, task<>> ||
+                         std::is_void_v<std::invoke_result_t<F&, context&, Batch&>>);
+
+namespace detail {
+
+/// A range of batches and a step. The range may be anything that range-v3 can iterate over; where it is random access,
+/// going to a batch takes constant time.
+template <ranges::viewable_range Range, class Step>
+class typed_source final : public batch_source {
+  using view = ranges::views::all_t<Range>;
+  using batch = std::decay_t<ranges::range_reference_t<view>>;
+  static_assert(training_step<Step, batch>,
+                "a training step is called with (context&, batch&) and returns a loss tensor, a task<> or nothing");
+
+ public:
+  typed_source(Range&& range, Step step)
+      : range_(ranges::views::all(std::forward<Range>(range))), step_(std::move(step)) {}
+
+  [[nodiscard]] std::optional<std::int64_t> length() const override {
+    if constexpr (ranges::sized_range<const view>)
+      return static_cast<std::int64_t>(ranges::size(range_));
+    else if constexpr (ranges::sized_range<view>)
+      return static_cast<std::int64_t>(ranges::size(const_cast<view&>(range_)));
+    else
+      return std::nullopt;
+  }
+
+  void begin(std::int64_t epoch, std::int64_t skip) override {
+    data::set_epoch(range_, epoch);
+    at_.emplace(ranges::begin(range_));
+    ranges::advance(*at_, static_cast<ranges::range_difference_t<view>>(skip), ranges::end(range_));
+  }
+
+  [[nodiscard]] bool exhausted() override { return *at_ == ranges::end(range_); }
+
+  [[nodiscard]] std::optional<task<>> step(session& s) override {
+    batch_.emplace(data::to_device(batch(**at_), s.options.device));
+    context& ctx = *s.step_context;
+    using result = std::invoke_result_t<Step&, context&, batch&>;
+    if constexpr (std::same_as<result, task<>>) {
+      return std::invoke(step_, ctx, *batch_);
+    } else if constexpr (std::is_void_v<result>) {
+      std::invoke(step_, ctx, *batch_);
+      return std::nullopt;
+    } else {
+      return s.learn(std::invoke(step_, ctx, *batch_), data::item_count(*batch_));
+    }
+  }
+
+  void advance() override {
+    batch_.reset();
+    ++*at_;
+  }
+
+ private:
+  view range_;
+  Step step_;
+  std::optional<ranges::iterator_t<view>> at_;
+  std::optional<batch> batch_;
+};
+
+/// Calls a loss function with two arguments, whether it is given as such or, as those of `torch::nn::functional`, as a
+/// function with a third one that has a default.
+template <class Loss>
+at::Tensor call_loss(Loss& loss, const at::Tensor& output, const at::Tensor& target) {
+  return std::invoke(loss, output, target);
+}
+template <class A, class B, class Options>
+at::Tensor call_loss(at::Tensor (*loss)(A, B, Options), const at::Tensor& output, const at::Tensor& target) {
+  return loss(output, target, std::remove_cvref_t<Options>());
+}
+
+}  // namespace detail
+}  // namespace rondo

@@ -1,0 +1,71 @@
+#include "rondo/report/observations.hpp"
+
+#include <ATen/core/Tensor.h>
+#include <fmt/format.h>
+
+#include <utility>
+
+namespace rondo {
+
+observation_error::observation_error(std::string key, const std::string& problem)
+    : error(fmt::format("observation '{}' {}", key, problem)), key_(std::move(key)) {}
+
+double observation::value() const {
+  if (const auto* number = std::get_if<double>(&value_)) return *number;
+  return std::get<at::Tensor>(value_).item().toDouble();
+}
+
+const at::Tensor* observation::on_device() const noexcept {
+  const auto* tensor = std::get_if<at::Tensor>(&value_);
+  return tensor != nullptr && !tensor->device().is_cpu() ? tensor : nullptr;
+}
+
+void observations::report(std::string_view key, const at::Tensor& scalar, double weight) {
+  if (!scalar.defined() || scalar.numel() != 1) {
+    const auto found = scalar.defined() ? fmt::format("a tensor of {} elements", scalar.numel()) : "an undefined tensor";
+    throw observation_error(std::string(key), fmt::format("takes a number or a tensor of one element, got {}", found));
+  }
+  if (scalar.device().is_cpu())
+    slot(key) = observation(scalar.item().toDouble(), weight);  // nothing to wait for, and later writes cannot change it
+  else
+    slot(key) = observation(scalar.detach().clone(), weight);
+}
+
+const observation* observations::find(std::string_view key) const noexcept {
+  for (const auto& e : entries_)
+    if (e.present && e.key == key) return &e.value;
+  return nullptr;
+}
+
+const observation& observations::at(std::string_view key) const {
+  if (const auto* found = find(key)) return *found;
+  std::string known;
+  for_each([&](const std::string& k, const observation&) { known += (known.empty() ? "" : ", ") + k; });
+  throw observation_error(std::string(key), fmt::format("has not been reported in this iteration; there are: {}",
+                                                        known.empty() ? "none" : known));
+}
+
+void observations::clear() noexcept {
+  for (auto& e : entries_) e.present = false;
+}
+
+observation& observations::slot(std::string_view key) {
+  const auto matches = [&](const std::string& stored) {
+    return stored.size() == prefix_.size() + key.size() && stored.starts_with(prefix_) && stored.ends_with(key);
+  };
+  for (auto& e : entries_) {
+    if (!matches(e.key)) continue;
+    e.present = true;
+    return e.value;
+  }
+  entries_.push_back({prefix_ + std::string(key), {}, true});
+  return entries_.back().value;
+}
+
+observations::scope::scope(observations& where, std::string_view prefix) : where_(where), outer_(where.prefix_.size()) {
+  where_.prefix_ += prefix;
+}
+
+observations::scope::~scope() { where_.prefix_.resize(outer_); }
+
+}  // namespace rondo

@@ -1,0 +1,104 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <concepts>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <variant>
+#include <vector>
+
+#include "rondo/error.hpp"
+
+namespace rondo {
+
+/// Asked for an observation that nobody has reported. `what()` lists what has been.
+class observation_error : public error {
+ public:
+  observation_error(std::string key, const std::string& problem);
+  [[nodiscard]] const std::string& key() const noexcept { return key_; }
+
+ private:
+  std::string key_;
+};
+
+/// A name for an observation together with the type it is read as: `inline constexpr observable<double> loss{"loss"};`
+template <class T>
+struct observable {
+  std::string_view name;
+};
+
+/// One reported number. A tensor stays where it is (on its device, unsynchronised) until somebody reads it.
+class observation {
+ public:
+  observation() = default;
+  observation(double number, double weight) : value_(number), weight_(weight) {}
+  observation(at::Tensor scalar, double weight) : value_(std::move(scalar)), weight_(weight) {}
+
+  /// The number. Waits for the device when it is a device tensor.
+  [[nodiscard]] double value() const;
+  /// Weight in averages, normally the number of samples behind the number. Default 1.
+  [[nodiscard]] double weight() const noexcept { return weight_; }
+  /// The tensor if the number has not come to the host yet, else nullptr.
+  [[nodiscard]] const at::Tensor* on_device() const noexcept;
+
+ private:
+  std::variant<double, at::Tensor> value_ = 0.0;
+  double weight_ = 1.0;
+};
+
+/// What has been reported in the current iteration (ppe: `manager.observation`). Training thread only.
+class observations {
+ public:
+  /// Reports `value` under `key` (with the prefixes of the open scopes before it). A key that is already there is replaced.
+  template <class V>
+    requires std::is_arithmetic_v<V>
+  void report(std::string_view key, V value, double weight = 1.0) {
+    slot(key) = observation(static_cast<double>(value), weight);
+  }
+  /// The same for a tensor of one element; it is detached and not read. Throws `observation_error` when it has more.
+  void report(std::string_view key, const at::Tensor& scalar, double weight = 1.0);
+
+  /// nullptr when `key` has not been reported in this iteration.
+  [[nodiscard]] const observation* find(std::string_view key) const noexcept;
+  /// Throws `observation_error` naming `key` and the keys that are there.
+  [[nodiscard]] const observation& at(std::string_view key) const;
+
+  /// `f(key, observation)` for everything reported in this iteration, in the order in which the keys were first seen.
+  template <std::invocable<const std::string&, const observation&> F>
+  void for_each(F&& f) const {
+    for (const auto& e : entries_)
+      if (e.present) f(e.key, e.value);
+  }
+
+  /// Forgets the numbers. Called by the loop at the beginning of each iteration.
+  void clear() noexcept;
+
+  /// While it lives, every reported key gets `prefix` in front.
+  class scope {
+   public:
+    scope(observations& where, std::string_view prefix);
+    ~scope();
+    scope(const scope&) = delete;
+    scope& operator=(const scope&) = delete;
+
+   private:
+    observations& where_;
+    std::size_t outer_;
+  };
+
+ private:
+  struct entry {
+    std::string key;
+    observation value;
+    bool present = false;
+  };
+
+  observation& slot(std::string_view key);
+
+  std::vector<entry> entries_;  // few keys, the same ones each time: kept between iterations, found by a scan
+  std::string prefix_;
+};
+
+}  // namespace rondo

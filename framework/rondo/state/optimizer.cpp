@@ -1,0 +1,583 @@
+#include "rondo/state/optimizer.hpp"
+
+#include <ATen/ops/scalar_tensor.h>
+#include <c10/core/GradMode.h>
+#include <c10/util/Type.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <torch/optim/adagrad.h>
+#include <torch/optim/adam.h>
+#include <torch/optim/adamw.h>
+#include <torch/optim/lbfgs.h>
+#include <torch/optim/rmsprop.h>
+#include <torch/optim/sgd.h>
+
+#include <cmath>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <sstream>
+#include <string>
+#include <tuple>
+#include <type_traits>
+#include <typeinfo>
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+#include "rondo/state/bits.hpp"
+
+namespace rondo::state {
+
+namespace {
+
+namespace optim = torch::optim;
+
+using state_map = std::decay_t<decltype(std::declval<optim::Optimizer&>().state())>;
+
+/// LibTorch 1.13 keys the state by the text that a stream makes of the parameter's address, 2.x by the address itself.
+template <class Key = state_map::key_type>
+Key state_key(const at::Tensor& parameter) {
+  if constexpr (std::is_same_v<Key, std::string>) {
+    std::ostringstream text;
+    text << parameter.unsafeGetTensorImpl();
+    return text.str();
+  } else {
+    return parameter.unsafeGetTensorImpl();
+  }
+}
+
+// ---- What each kind of optimizer remembers. The names, and their order, are those of Python's optimizers. ----
+
+enum class presence { required, optional };
+
+/// How Python holds the count of steps.
+enum class step_form { tensor, integer };
+
+struct sgd {
+  using optimizer = optim::SGD;
+  using options = optim::SGDOptions;
+  using param_state = optim::SGDParamState;
+  static constexpr const char* name = "SGD";
+
+  static void visit_options(auto& v, options& o) {
+    v.number("lr", o.lr());
+    v.number("momentum", o.momentum());
+    v.number("dampening", o.dampening());
+    v.number("weight_decay", o.weight_decay());
+    v.flag("nesterov", o.nesterov());
+  }
+  static void visit_state(auto& v, param_state& s, const options&) {
+    v.like_parameter("momentum_buffer", s.momentum_buffer(), presence::optional);
+  }
+  // LibTorch takes the presence of a state for that of its buffer; Python writes None there without momentum.
+  static bool is_empty(const param_state& s) { return !s.momentum_buffer().defined(); }
+};
+
+template <class Optimizer, class Options, class ParamState>
+struct adam_family {
+  using optimizer = Optimizer;
+  using options = Options;
+  using param_state = ParamState;
+
+  static void visit_options(auto& v, options& o) {
+    v.number("lr", o.lr());
+    v.pair("betas", o.betas());
+    v.number("eps", o.eps());
+    v.number("weight_decay", o.weight_decay());
+    v.flag("amsgrad", o.amsgrad());
+  }
+  static void visit_state(auto& v, param_state& s, const options& o) {
+    v.step("step", s.step(), step_form::tensor);
+    v.like_parameter("exp_avg", s.exp_avg(), presence::required);
+    v.like_parameter("exp_avg_sq", s.exp_avg_sq(), presence::required);
+    v.like_parameter("max_exp_avg_sq", s.max_exp_avg_sq(), o.amsgrad() ? presence::required : presence::optional);
+  }
+  static bool is_empty(const param_state&) { return false; }
+};
+
+struct adam : adam_family<optim::Adam, optim::AdamOptions, optim::AdamParamState> {
+  static constexpr const char* name = "Adam";
+};
+
+struct adamw : adam_family<optim::AdamW, optim::AdamWOptions, optim::AdamWParamState> {
+  static constexpr const char* name = "AdamW";
+};
+
+struct rmsprop {
+  using optimizer = optim::RMSprop;
+  using options = optim::RMSpropOptions;
+  using param_state = optim::RMSpropParamState;
+  static constexpr const char* name = "RMSprop";
+
+  static void visit_options(auto& v, options& o) {
+    v.number("lr", o.lr());
+    v.number("momentum", o.momentum(), presence::optional);
+    v.number("alpha", o.alpha());
+    v.number("eps", o.eps());
+    v.flag("centered", o.centered());
+    v.number("weight_decay", o.weight_decay());
+  }
+  static void visit_state(auto& v, param_state& s, const options& o) {
+    v.step("step", s.step(), step_form::integer);
+    v.like_parameter("square_avg", s.square_avg(), presence::required);
+    v.like_parameter("momentum_buffer", s.momentum_buffer(),
+                     o.momentum() > 0 ? presence::required : presence::optional);
+    v.like_parameter("grad_avg", s.grad_avg(), o.centered() ? presence::required : presence::optional);
+  }
+  static bool is_empty(const param_state&) { return false; }
+};
+
+struct adagrad {
+  using optimizer = optim::Adagrad;
+  using options = optim::AdagradOptions;
+  using param_state = optim::AdagradParamState;
+  static constexpr const char* name = "Adagrad";
+
+  static void visit_options(auto& v, options& o) {
+    v.number("lr", o.lr());
+    v.number("lr_decay", o.lr_decay());
+    v.number("eps", o.eps());
+    v.number("weight_decay", o.weight_decay());
+    v.number("initial_accumulator_value", o.initial_accumulator_value());
+  }
+  static void visit_state(auto& v, param_state& s, const options&) {
+    v.step("step", s.step(), step_form::tensor);
+    v.like_parameter("sum", s.sum(), presence::required);
+  }
+  static bool is_empty(const param_state&) { return false; }
+};
+
+struct lbfgs {
+  using optimizer = optim::LBFGS;
+  using options = optim::LBFGSOptions;
+  using param_state = optim::LBFGSParamState;
+  static constexpr const char* name = "LBFGS";
+
+  static void visit_options(auto& v, options& o) {
+    v.number("lr", o.lr());
+    v.integer("max_iter", o.max_iter());
+    v.optional_integer("max_eval", o.max_eval());
+    v.number("tolerance_grad", o.tolerance_grad());
+    v.number("tolerance_change", o.tolerance_change());
+    v.integer("history_size", o.history_size());
+    v.optional_text("line_search_fn", o.line_search_fn());
+  }
+  static void visit_state(auto& v, param_state& s, const options& o) {
+    v.integer("func_evals", s.func_evals());
+    v.integer("n_iter", s.n_iter());
+    // Before the first iteration Python holds the two counters only.
+    if (s.n_iter() == 0) return;
+    v.flat("d", s.d());
+    v.number("t", s.t());
+    v.flat_history("old_dirs", s.old_dirs(), o.history_size());
+    v.flat_history("old_stps", s.old_stps(), o.history_size());
+    v.scalar_history("ro", s.ro(), s.old_dirs().size());
+    v.same_length("old_stps", s.old_stps(), s.old_dirs().size());
+    v.scalar("H_diag", s.H_diag());
+    v.flat("prev_flat_grad", s.prev_flat_grad());
+    v.number("prev_loss", s.prev_loss());
+    v.scratch("al", s.al(), o.history_size());
+  }
+  static bool is_empty(const param_state&) { return false; }
+};
+
+/// Calls `f.operator()<kind>(optimizer)` with what `optimizer` is. Throws `state_error` for types not known here.
+template <class F>
+decltype(auto) with_kind(const optim::Optimizer& optimizer, F&& f) {
+  if (dynamic_cast<const optim::SGD*>(&optimizer)) return f.template operator()<sgd>();
+  if (dynamic_cast<const optim::Adam*>(&optimizer)) return f.template operator()<adam>();
+  if (dynamic_cast<const optim::AdamW*>(&optimizer)) return f.template operator()<adamw>();
+  if (dynamic_cast<const optim::RMSprop*>(&optimizer)) return f.template operator()<rmsprop>();
+  if (dynamic_cast<const optim::Adagrad*>(&optimizer)) return f.template operator()<adagrad>();
+  if (dynamic_cast<const optim::LBFGS*>(&optimizer)) return f.template operator()<lbfgs>();
+  throw state_error("", fmt::format("the optimizer type {} is not known here; give it state_dict() and "
+                                    "load_state_dict(const rondo::state::value&), or specialize "
+                                    "rondo::state::adapter for it",
+                                    c10::demangle(typeid(optimizer).name())));
+}
+
+// ---- Saving ----
+
+/// Writes visited fields into a dict.
+class field_writer {
+ public:
+  explicit field_writer(dict& into) : into_(into) {}
+
+  void number(const char* key, double n, presence = presence::required) { put(key, n); }
+  void integer(const char* key, std::int64_t n) { put(key, n); }
+  void flag(const char* key, bool b) { put(key, b); }
+  void pair(const char* key, const std::tuple<double, double>& p) { put(key, tuple{{std::get<0>(p), std::get<1>(p)}}); }
+  void optional_integer(const char* key, const auto& n) { put(key, n ? value(*n) : value()); }
+  void optional_text(const char* key, const auto& s) { put(key, s ? value(*s) : value()); }
+
+  void step(const char* key, std::int64_t n, step_form form) {
+    if (form == step_form::integer) return put(key, n);
+    constexpr std::int64_t exact_in_float = std::int64_t{1} << 24;
+    const auto dtype = n <= exact_in_float ? at::kFloat : at::kDouble;
+    put(key, at::scalar_tensor(static_cast<double>(n), at::TensorOptions(dtype)));
+  }
+  void like_parameter(const char* key, const at::Tensor& t, presence) { put_defined(key, t); }
+  void flat(const char* key, const at::Tensor& t) { put_defined(key, t); }
+  void scalar(const char* key, const at::Tensor& t) { put_defined(key, t); }
+  void flat_history(const char* key, const std::deque<at::Tensor>& tensors, std::int64_t) { put_all(key, tensors); }
+  void scalar_history(const char* key, const std::deque<at::Tensor>& tensors, std::size_t) { put_all(key, tensors); }
+  void same_length(const char*, const std::deque<at::Tensor>&, std::size_t) {}
+  void scratch(const char* key, const auto& tensors, std::int64_t) {
+    if (tensors) put_all(key, *tensors);
+  }
+
+ private:
+  void put(const char* key, value v) { into_.insert_or_assign(key, std::move(v)); }
+  void put_defined(const char* key, const at::Tensor& t) {
+    if (t.defined()) put(key, t.detach());
+  }
+  void put_all(const char* key, const auto& tensors) {
+    list items;
+    items.reserve(tensors.size());
+    for (const at::Tensor& t : tensors) items.push_back(t.defined() ? value(t.detach()) : value());
+    put(key, std::move(items));
+  }
+
+  dict& into_;
+};
+
+template <class Kind>
+dict save(const optim::Optimizer& optimizer) {
+  dict states;
+  list groups;
+  std::int64_t index = 0;
+  std::unordered_map<const void*, std::int64_t> indices;
+  for (const auto& group : optimizer.param_groups()) {
+    auto options = dynamic_cast<const typename Kind::options&>(group.options());
+    dict saved;
+    field_writer fields(saved);
+    Kind::visit_options(fields, options);
+    list numbers;
+    numbers.reserve(group.params().size());
+    for (const at::Tensor& parameter : group.params()) {
+      numbers.emplace_back(index);
+      if (const auto found = optimizer.state().find(state_key(parameter)); found != optimizer.state().end()) {
+        auto state = dynamic_cast<const typename Kind::param_state&>(*found->second);
+        dict saved_state;
+        field_writer state_fields(saved_state);
+        if (!Kind::is_empty(state)) {
+          Kind::visit_state(state_fields, state, options);
+          states.insert_or_assign(index, std::move(saved_state));
+        }
+      }
+      ++index;
+    }
+    saved.insert_or_assign("params", std::move(numbers));
+    groups.emplace_back(std::move(saved));
+  }
+  return {{"state", std::move(states)}, {"param_groups", std::move(groups)}};
+}
+
+// ---- Loading ----
+
+/// Reads visited fields from a dict and checks them. `path` leads to the dict and is put before the keys in errors.
+class field_reader {
+ public:
+  field_reader(const dict& from, std::string path, const at::Tensor& parameter = {}, std::int64_t flat_size = 0)
+      : from_(from), path_(std::move(path)), parameter_(parameter), flat_size_(flat_size) {}
+
+  void number(const char* key, double& n, presence p = presence::required) {
+    if (const value* v = look_up(key, p)) n = as_number(key, *v);
+  }
+  void integer(const char* key, std::int64_t& n) { n = as_integer(key, *look_up(key, presence::required)); }
+  void flag(const char* key, bool& b) {
+    const value* v = look_up(key, presence::optional);
+    // Python's optimizers take an absent flag for False.
+    b = v != nullptr && as_flag(key, *v);
+  }
+  void pair(const char* key, std::tuple<double, double>& p) {
+    const value& v = *look_up(key, presence::required);
+    const list* items = v.get_if<list>();
+    if (const tuple* t = v.get_if<tuple>()) items = &t->items;
+    if (items == nullptr || items->size() != 2) fail(key, "expected a tuple of two floats, found " + v.type_name());
+    p = {as_number(key, (*items)[0]), as_number(key, (*items)[1])};
+  }
+  void optional_integer(const char* key, auto& n) {
+    const value& v = *look_up(key, presence::required);
+    n.reset();
+    if (!v.is_null()) n = as_integer(key, v);
+  }
+  void optional_text(const char* key, auto& s) {
+    const value& v = *look_up(key, presence::required);
+    s.reset();
+    if (v.is_null()) return;
+    const auto* text = v.get_if<std::string>();
+    if (text == nullptr) fail(key, "expected str or None, found " + v.type_name());
+    s = *text;
+  }
+
+  void step(const char* key, std::int64_t& n, step_form) {
+    n = as_integer(key, *look_up(key, presence::required));
+    if (n < 0) fail(key, fmt::format("the count of steps is negative ({})", n));
+  }
+  void like_parameter(const char* key, at::Tensor& t, presence p) {
+    const value* v = look_up(key, p);
+    if (v == nullptr || (v->is_null() && p == presence::optional)) return;
+    t = shaped(key, *v, parameter_.sizes());
+  }
+  void flat(const char* key, at::Tensor& t) { t = shaped(key, *look_up(key, presence::required), {flat_size_}); }
+  void scalar(const char* key, at::Tensor& t) { t = as_scalar(key, *look_up(key, presence::required)); }
+  void flat_history(const char* key, std::deque<at::Tensor>& tensors, std::int64_t limit) {
+    const list& items = as_list(key);
+    if (static_cast<std::int64_t>(items.size()) > limit)
+      fail(key, fmt::format("holds {} entries, more than the history_size of {}", items.size(), limit));
+    tensors.clear();
+    for (const value& item : items) tensors.push_back(shaped(key, item, {flat_size_}));
+  }
+  void scalar_history(const char* key, std::deque<at::Tensor>& tensors, std::size_t length) {
+    tensors.clear();
+    for (const value& item : as_list(key)) tensors.push_back(as_scalar(key, item));
+    same_length(key, tensors, length);
+  }
+  void same_length(const char* key, const std::deque<at::Tensor>& tensors, std::size_t length) {
+    if (tensors.size() != length) fail(key, fmt::format("holds {} entries, but old_dirs {}", tensors.size(), length));
+  }
+  template <class OptionalTensors>
+  void scratch(const char* key, OptionalTensors& tensors, std::int64_t length) {
+    tensors.reset();
+    const value* v = look_up(key, presence::optional);
+    if (v == nullptr || v->is_null()) return;
+    const list& items = as_list(key);
+    if (static_cast<std::int64_t>(items.size()) != length)
+      fail(key, fmt::format("holds {} entries, expected the history_size of {}", items.size(), length));
+    std::vector<at::Tensor> read;
+    read.reserve(items.size());
+    for (const value& item : items) read.push_back(item.is_null() ? at::Tensor() : as_scalar(key, item));
+    tensors = std::move(read);
+  }
+
+ private:
+  [[noreturn]] void fail(const std::string& key, const std::string& problem) const {
+    throw state_error(path_ + "." + key, problem);
+  }
+
+  const value* look_up(const char* key, presence p) const {
+    const value* v = from_.find(key);
+    if (v == nullptr && p == presence::required) {
+      try {
+        static_cast<void>(from_.at(key));
+      } catch (const state_error& e) {
+        throw e.under(path_);
+      }
+    }
+    return v;
+  }
+
+  const list& as_list(const char* key) const {
+    const value& v = *look_up(key, presence::required);
+    if (const list* items = v.get_if<list>()) return *items;
+    fail(key, "expected list, found " + v.type_name());
+  }
+
+  bool as_flag(const char* key, const value& v) const {
+    if (const bool* b = v.get_if<bool>()) return *b;
+    return as_number(key, v) != 0;
+  }
+
+  /// Python keeps numbers as int, float or tensors of one element.
+  double as_number(const char* key, const value& v) const {
+    if (const auto* i = v.get_if<std::int64_t>()) return static_cast<double>(*i);
+    if (const auto* d = v.get_if<double>()) return *d;
+    const at::Tensor* t = v.get_if<at::Tensor>();
+    if (t == nullptr) fail(key, "expected a number, found " + v.type_name());
+    if (!has_plain_bytes(*t) || t->numel() != 1 || t->is_complex()) fail(key, "expected a tensor of one real number");
+    return t->item().toDouble();
+  }
+
+  std::int64_t as_integer(const char* key, const value& v) const {
+    if (const auto* i = v.get_if<std::int64_t>()) return *i;
+    const double n = as_number(key, v);
+    constexpr double exact_in_double = 9007199254740992.0;
+    if (!(std::abs(n) <= exact_in_double) || n != std::trunc(n)) fail(key, fmt::format("{} is not a whole number", n));
+    return static_cast<std::int64_t>(n);
+  }
+
+  at::TensorOptions target_options(const at::Tensor& from) const {
+    return from.options()
+        .dtype(parameter_.is_floating_point() ? parameter_.scalar_type() : from.scalar_type())
+        .device(parameter_.device());
+  }
+
+  at::Tensor copied(const at::Tensor& t) const {
+    return t.detach().to(target_options(t), /*non_blocking=*/false, /*copy=*/true);
+  }
+
+  at::Tensor shaped(const char* key, const value& v, at::IntArrayRef sizes) const {
+    const at::Tensor* t = v.get_if<at::Tensor>();
+    if (t == nullptr) fail(key, "expected Tensor, found " + v.type_name());
+    if (const char* why = nullptr; !has_plain_bytes(*t, &why)) fail(key, why);
+    if (t->sizes() != sizes)
+      fail(key, fmt::format("expected shape [{}], found [{}]", fmt::join(sizes, ", "), fmt::join(t->sizes(), ", ")));
+    return copied(*t);
+  }
+
+  at::Tensor as_scalar(const char* key, const value& v) const {
+    if (const at::Tensor* t = v.get_if<at::Tensor>()) {
+      if (!has_plain_bytes(*t) || t->numel() != 1) fail(key, "expected a tensor of one number");
+      return copied(*t);
+    }
+    return at::scalar_tensor(as_number(key, v),
+                             at::TensorOptions(parameter_.scalar_type()).device(parameter_.device()));
+  }
+
+  const dict& from_;
+  std::string path_;
+  at::Tensor parameter_;
+  std::int64_t flat_size_;
+};
+
+// The two have the same layout.
+constexpr const char* adam_layout = "Adam or AdamW";
+
+/// The kind of Python optimizer that has such a group, by the settings that only it has.
+const char* likely_kind(const dict& group) {
+  if (group.contains("max_iter")) return "LBFGS";
+  if (group.contains("lr_decay")) return "Adagrad";
+  if (group.contains("dampening")) return "SGD";
+  if (group.contains("centered")) return "RMSprop";
+  if (group.contains("momentum_decay")) return "NAdam";
+  if (group.contains("rho")) return "Adadelta";
+  if (group.contains("etas")) return "Rprop";
+  if (group.contains("lambd")) return "ASGD";
+  if (group.contains("amsgrad")) return adam_layout;
+  return nullptr;
+}
+
+void check_kind(const dict& group, const std::string& expected, const std::string& path) {
+  const char* found = likely_kind(group);
+  if (found == nullptr || found == expected) return;
+  if (found == adam_layout && (expected == adam::name || expected == adamw::name)) return;
+  throw state_error(path, fmt::format("this is the state of {} (or of an optimizer like it), but the optimizer is {}; "
+                                      "build the optimizer that was saved, or train on without its state",
+                                      found, expected));
+}
+
+void refuse_true(const dict& group, const char* key, const std::string& path, const char* reason) {
+  const value* v = group.find(key);
+  const bool* set = v == nullptr ? nullptr : v->get_if<bool>();
+  if (set != nullptr && *set) throw state_error(path + "." + key, reason);
+}
+
+template <class Kind>
+void check_settings(const dict& group, const std::string& path) {
+  check_kind(group, Kind::name, path);
+  refuse_true(group, "maximize", path, "LibTorch's optimizers can only minimize; negate the loss instead");
+  if constexpr (std::is_same_v<Kind, adam>)
+    refuse_true(group, "decoupled_weight_decay", path, "LibTorch's Adam lacks it; use AdamW");
+}
+
+template <class T>
+const T& get(const dict& from, const char* key, const std::string& prefix = "") {
+  const value* v = from.find(key);
+  if (v == nullptr) throw state_error(prefix + key, "is missing");
+  if (const T* typed = v->get_if<T>()) return *typed;
+  throw state_error(prefix + key, fmt::format("expected {}, found {}", value(T()).type_name(), v->type_name()));
+}
+
+/// The numbers under which the state knows the parameters of a group.
+std::vector<std::int64_t> parameter_numbers(const dict& group, const std::string& path, std::size_t expected) {
+  const list& given = get<list>(group, "params", path + ".");
+  if (given.size() != expected)
+    throw state_error(path + ".params", fmt::format("the state has {} parameters in this group, the optimizer has {}",
+                                                    given.size(), expected));
+  std::vector<std::int64_t> numbers;
+  numbers.reserve(given.size());
+  for (const value& v : given) {
+    const auto* number = v.get_if<std::int64_t>();
+    if (number == nullptr) throw state_error(path + ".params", "expected a list of int, found a " + v.type_name());
+    numbers.push_back(*number);
+  }
+  return numbers;
+}
+
+/// A checked state, ready to be put into the optimizer by moves only.
+template <class Kind>
+struct loaded {
+  std::vector<typename Kind::options> groups;
+  state_map states;
+};
+
+template <class Kind>
+std::int64_t flat_size(const optim::Optimizer& optimizer) {
+  std::int64_t size = 0;
+  if constexpr (std::is_same_v<Kind, lbfgs>)
+    for (const at::Tensor& p : optimizer.param_groups().at(0).params()) size += p.numel();
+  return size;
+}
+
+template <class Kind>
+loaded<Kind> check(const optim::Optimizer& optimizer, const value& state) {
+  const dict& root = state.as<dict>();
+  const dict& saved_states = get<dict>(root, "state");
+  const list& saved_groups = get<list>(root, "param_groups");
+  const auto& groups = optimizer.param_groups();
+  if (saved_groups.size() != groups.size())
+    throw state_error("param_groups", fmt::format("the state has {} parameter groups, the optimizer has {}",
+                                                  saved_groups.size(), groups.size()));
+
+  loaded<Kind> result;
+  const std::int64_t all_elements = flat_size<Kind>(optimizer);
+  std::unordered_set<std::int64_t> known;
+  for (std::size_t g = 0; g < groups.size(); ++g) {
+    const std::string path = fmt::format("param_groups.{}", g);
+    if (!saved_groups[g].is<dict>()) throw state_error(path, "expected dict, found " + saved_groups[g].type_name());
+    const dict& saved = saved_groups[g].as<dict>();
+    check_settings<Kind>(saved, path);
+    auto options = dynamic_cast<const typename Kind::options&>(groups[g].options());
+    field_reader option_fields(saved, path);
+    Kind::visit_options(option_fields, options);
+
+    const auto& parameters = groups[g].params();
+    const auto numbers = parameter_numbers(saved, path, parameters.size());
+    for (std::size_t i = 0; i < numbers.size(); ++i) {
+      const std::string state_path = fmt::format("state.{}", numbers[i]);
+      if (!known.insert(numbers[i]).second)
+        throw state_error(path + ".params", fmt::format("parameter {} occurs twice", numbers[i]));
+      const value* saved_state = saved_states.find(numbers[i]);
+      if (saved_state != nullptr && !saved_state->is<dict>())
+        throw state_error(state_path, "expected dict, found " + saved_state->type_name());
+      if (saved_state == nullptr || saved_state->as<dict>().empty()) {
+        // LibTorch's Adagrad makes these in its constructor and cannot step without them.
+        if (std::is_same_v<Kind, adagrad>) throw state_error(state_path, "is missing; Adagrad has one per parameter");
+        continue;
+      }
+      auto fresh = std::make_unique<typename Kind::param_state>();
+      field_reader fields(saved_state->as<dict>(), state_path, parameters[i], all_elements);
+      Kind::visit_state(fields, *fresh, options);
+      if (!Kind::is_empty(*fresh)) result.states[state_key(parameters[i])] = std::move(fresh);
+    }
+    result.groups.push_back(std::move(options));
+  }
+  for (const auto& [number, unused] : saved_states)
+    if (!number.is_integer() || !known.contains(number.integer()))
+      throw state_error("state." + number.str(), "no parameter group lists this parameter");
+  return result;
+}
+
+template <class Kind>
+void load(optim::Optimizer& optimizer, const value& state) {
+  auto checked = check<Kind>(optimizer, state);
+  for (std::size_t g = 0; g < checked.groups.size(); ++g)
+    dynamic_cast<typename Kind::options&>(optimizer.param_groups()[g].options()) = std::move(checked.groups[g]);
+  optimizer.state() = std::move(checked.states);
+}
+
+}  // namespace
+
+dict optimizer_state(const optim::Optimizer& optimizer) {
+  return with_kind(optimizer, [&]<class Kind>() { return save<Kind>(optimizer); });
+}
+
+void load_optimizer_state(optim::Optimizer& optimizer, const value& state) {
+  const c10::AutoGradMode no_grad(false);
+  with_kind(optimizer, [&]<class Kind>() { load<Kind>(optimizer, state); });
+}
+
+}  // namespace rondo::state

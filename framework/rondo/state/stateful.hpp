@@ -1,0 +1,113 @@
+#pragma once
+
+#include <torch/nn/module.h>
+#include <torch/nn/pimpl.h>
+#include <torch/optim/optimizer.h>
+
+#include <concepts>
+#include <functional>
+#include <memory>
+#include <type_traits>
+#include <utility>
+
+#include "rondo/state/module.hpp"
+#include "rondo/state/optimizer.hpp"
+#include "rondo/state/value.hpp"
+
+/// What can be stored in a snapshot, and how it is told to save and to load itself.
+namespace rondo::state {
+
+/// A type that remembers something: `state_dict() const` gives it as a state tree, `load_state_dict(const value&)`
+/// takes it back. `load_state_dict` should check the whole tree before it changes anything and throw `state_error`
+/// otherwise.
+template <class T>
+concept stateful = requires(const T& object, T& target, const value& v) {
+  { object.state_dict() } -> std::convertible_to<value>;
+  target.load_state_dict(v);
+};
+
+/// How an object of type `T` is saved and loaded. Defined for stateful types, modules and optimizers. Specialize it
+/// with `static value save(const T&)` and `static void load(T&, const value&)` for a type that you cannot change.
+template <class T>
+struct adapter {};
+
+template <stateful T>
+struct adapter<T> {
+  static value save(const T& object) { return object.state_dict(); }
+  static void load(T& object, const value& v) { object.load_state_dict(v); }
+};
+
+template <class T>
+  requires(std::derived_from<T, torch::nn::Module> && !stateful<T>)
+struct adapter<T> {
+  static value save(const T& module) { return module_state(module); }
+  static void load(T& module, const value& v) { load_module_state(module, v); }
+};
+
+template <class T>
+  requires(std::derived_from<T, torch::optim::Optimizer> && !stateful<T>)
+struct adapter<T> {
+  static value save(const T& optimizer) { return optimizer_state(optimizer); }
+  static void load(T& optimizer, const value& v) { load_optimizer_state(optimizer, v); }
+};
+
+/// A type that an `adapter` knows how to save and load.
+template <class T>
+concept storable = requires(const T& object, T& target, const value& v) {
+  { adapter<T>::save(object) } -> std::convertible_to<value>;
+  adapter<T>::load(target, v);
+};
+
+/// A `torch::nn::ModuleHolder`, such as `torch::nn::Linear`.
+template <class T>
+concept module_holder = std::is_base_of_v<torch::detail::ModuleHolderIndicator, T>;
+
+/// The state of `object`, which may alias live tensors.
+template <storable T>
+[[nodiscard]] value save(const T& object) {
+  return adapter<T>::save(object);
+}
+
+/// Gives `v` to `object`. Throws `state_error` when it does not fit.
+template <storable T>
+void load(T& object, const value& v) {
+  adapter<T>::load(object, v);
+}
+
+/// A handle to something that can be saved and loaded, whatever its type. Built from a `shared_ptr` or a module holder
+/// it shares the ownership; built from a reference it does not own, and the object must outlive it. The type that the
+/// compiler sees decides: give a class with its own `state_dict()` as itself, not as its base.
+class stateful_ref {
+ public:
+  template <class T>
+    requires storable<T> stateful_ref(T& object)
+        : save_([&object] { return value(adapter<T>::save(object)); }),
+          load_([&object](const value& v) { adapter<T>::load(object, v); }) {}
+
+    template <class T>
+      requires storable<T> stateful_ref(std::shared_ptr<T> object) {
+        if (object == nullptr) throw state_error("", "cannot save or load a null pointer");
+        save_ = [object] { return value(adapter<T>::save(*object)); };
+        load_ = [object](const value& v) { adapter<T>::load(*object, v); };
+      }
+
+    /// Throws `state_error` for a holder that holds nothing.
+    template <module_holder Holder>
+    stateful_ref(const Holder& holder)
+        : stateful_ref(holder.is_empty() ? std::shared_ptr<typename Holder::ContainedType>() : holder.ptr()) {}
+
+    /// From two functions.
+    stateful_ref(std::function<value()> save, std::function<void(const value&)> load)
+        : save_(std::move(save)), load_(std::move(load)) {}
+
+    /// The object's state, which may alias live tensors.
+    [[nodiscard]] value save() const { return save_(); }
+    /// Gives `v` to the object. Throws `state_error` when it does not fit.
+    void load(const value& v) const { load_(v); }
+
+   private:
+    std::function<value()> save_;
+    std::function<void(const value&)> load_;
+};
+
+}  // namespace rondo::state

@@ -1,0 +1,34 @@
+# Configures, builds and runs one consumer project as its user would. Fails when any of the steps does.
+function(run_step what)
+  execute_process(COMMAND ${ARGN} RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
+  if(NOT result EQUAL 0)
+    message(NOTICE "${output}")
+    message(FATAL_ERROR "${CONSUMER}: ${what} failed (${result})")
+  endif()
+  message(STATUS "${CONSUMER}: ${what}: done")
+endfunction()
+
+set(binary_dir "${WORK_DIR}/${CONSUMER}")
+set(prefix "${WORK_DIR}/installed")
+file(REMOVE_RECURSE "${binary_dir}")
+
+if(CONSUMER STREQUAL "find_package")
+  file(REMOVE_RECURSE "${prefix}")
+  run_step(install "${CMAKE_COMMAND}" --install "${BUILD_DIR}" --prefix "${prefix}")
+  list(PREPEND PREFIX_PATH "${prefix}")
+endif()
+
+# Through a file, since values that are lists themselves do not survive a command line.
+set(settings "${binary_dir}/settings.cmake")
+file(WRITE "${settings}" "
+set(CMAKE_BUILD_TYPE [[${BUILD_TYPE}]] CACHE STRING \"\")
+set(CMAKE_CXX_COMPILER [[${CXX_COMPILER}]] CACHE STRING \"\")
+set(CMAKE_CXX_COMPILER_LAUNCHER [[${LAUNCHER}]] CACHE STRING \"\")
+set(CMAKE_CXX_FLAGS [[${CXX_FLAGS}]] CACHE STRING \"\")
+set(CMAKE_PREFIX_PATH [[${PREFIX_PATH}]] CACHE STRING \"\")
+set(RONDO_SOURCE_DIR [[${SOURCE_DIR}]] CACHE STRING \"\")
+")
+run_step(configure "${CMAKE_COMMAND}" -S "${CMAKE_CURRENT_LIST_DIR}/${CONSUMER}" -B "${binary_dir}" -G "${GENERATOR}"
+         -C "${settings}")
+run_step(build "${CMAKE_COMMAND}" --build "${binary_dir}" --target consumer)
+run_step(run "${binary_dir}/consumer")

@@ -1,0 +1,127 @@
+#include <cmath>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "rondo/error.hpp"
+#include "rondo/extensions/log_report.hpp"
+#include "rondo/extensions/print_report.hpp"
+#include "support/bare_loop.hpp"
+#include "support/captured_stderr.hpp"
+#include "support/catch.hpp"
+#include "support/temporary_directory.hpp"
+
+using namespace rondo;
+using namespace rondo::literals;
+using namespace rondo::testing;
+
+namespace {
+
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+void report_losses(context& ctx, int i) {
+  ctx.report("train/loss", 2.0 / 3.0);
+  if (i == 1) ctx.report("validation/accuracy", -1.234567e-5);
+}
+
+std::vector<std::string> split(const std::string& text) {
+  std::istringstream in(text);
+  std::vector<std::string> lines;
+  for (std::string line; std::getline(in, line);) lines.push_back(line);
+  return lines;
+}
+
+}  // namespace
+
+TEST_CASE("print_report prints an aligned table, the header once", "[extensions][print_report]") {
+  temporary_directory dir;
+  std::ostringstream out;
+  auto l = bare_loop(2, report_losses, {.max_epochs = 2, .out = dir.path()});
+  l | log_report({.trigger = every(1_iterations)}) |
+      print_report({"iteration", "validation/accuracy", "train/loss"}, {.out = &out});
+  l.run();
+  CHECK(out.str() ==
+        "iteration   validation/accuracy  train/loss\n"
+        "1                                0.666667\n"
+        "2           -1.23457e-05         0.666667\n"
+        "3                                0.666667\n"
+        "4           -1.23457e-05         0.666667\n");
+}
+
+TEST_CASE("print_report takes its columns from the first entry", "[extensions][print_report]") {
+  temporary_directory dir;
+  std::ostringstream out;
+  auto l = bare_loop(1, [](context& ctx, int) {
+    ctx.report("loss", ctx.iteration() == 0 ? 1.0 : -1.234567e-5);
+    ctx.report("nan", std::nan(""));
+  }, {.max_epochs = 2, .out = dir.path()});
+  l | log_report({.postprocess = [](state::dict& entry) {
+    entry.insert_or_assign("elapsed_time", nullptr);
+    entry.insert_or_assign("note", "ok");
+  }}) | print_report({}, {.out = &out});
+  l.run();
+  CHECK(out.str() ==
+        "loss        nan         epoch       iteration   elapsed_time  note\n"
+        "1           nan         1           1                         ok\n"
+        "-1.235e-05  nan         2           2                         ok\n");
+}
+
+TEST_CASE("print_report keeps many columns in line", "[extensions][print_report]") {
+  temporary_directory dir;
+  std::ostringstream out;
+  auto l = bare_loop(1, [](context& ctx, int) {
+    for (int i = 0; i < 40; ++i) ctx.report("column/" + std::to_string(i), std::pow(-10.0, i - 20) / 3);
+  }, {.max_epochs = 3, .out = dir.path()});
+  l | log_report() | print_report({}, {.out = &out});
+  l.run();
+  const auto table = split(out.str());
+  REQUIRE(table.size() == 4);
+  for (int i = 1; i < 40; ++i) {
+    const auto column = table[0].find("column/" + std::to_string(i));
+    for (std::size_t row = 1; row < table.size(); ++row) {
+      CHECK(table[row].substr(column - 2, 2) == "  ");
+      CHECK(table[row][column] != ' ');
+    }
+  }
+}
+
+TEST_CASE("print_report reads one log of several", "[extensions][print_report]") {
+  temporary_directory dir;
+  std::ostringstream out;
+  auto l = bare_loop(4, report_losses, {.max_epochs = 1, .out = dir.path()});
+  l | log_report({.filename = "fine", .trigger = every(1_iterations)}).named("fine") | log_report() |
+      print_report({"iteration"}, {.out = &out, .log_report = "log_report"});
+  l.run();
+  CHECK(out.str() == "iteration\n4\n");
+}
+
+TEST_CASE("print_report clears a progress bar away on a terminal only", "[extensions][print_report]") {
+  temporary_directory dir;
+  std::ostringstream out;
+  auto l = bare_loop(1, report_losses, {.max_epochs = 1, .out = dir.path()});
+  l | log_report() | print_report({"epoch"}, {.out = &out, .terminal = true});
+  l.run();
+  CHECK(out.str() == "\x1b[Jepoch\n1\n");
+}
+
+TEST_CASE("print_report warns of what it could not print", "[extensions][print_report]") {
+  temporary_directory dir;
+  std::ostringstream out;
+  captured_stderr said;
+  auto l = bare_loop(1, report_losses, {.max_epochs = 1, .out = dir.path()});
+  SECTION("anything") {
+    l | print_report({}, {.out = &out});
+    l.run();
+    CHECK(out.str().empty());
+    CHECK(contains(said.text(), "print_report has printed nothing"));
+  }
+  SECTION("a column") {
+    l | log_report() | print_report({"epoch", "trian/loss"}, {.out = &out});
+    l.run();
+    CHECK(contains(said.text(), "no entry had 'trian/loss'; there are: elapsed_time, epoch, iteration, train/loss"));
+  }
+}
+
+TEST_CASE("print_report refuses to print nowhere", "[extensions][print_report]") {
+  CHECK_THROWS_AS(print_report({}, {.out = nullptr}), option_error);
+}
