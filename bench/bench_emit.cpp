@@ -1,12 +1,10 @@
-// What an event costs, by the kind of its subscribers, beside plain calls of the same handlers. All on one thread, from a
-// coroutine, as the loop does it.
+// What an event costs, by the kind of its subscribers, beside plain calls of the same handlers. All on one thread, from
+// a coroutine, as the loop does it.
 
 #include <ATen/ops/tensor.h>
 #include <benchmark/benchmark.h>
 
-#include <asio/this_coro.hpp>
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <memory>
 #include <range/v3/view/iota.hpp>
@@ -45,7 +43,7 @@ void report_cost(benchmark::State& state, std::int64_t calls) {
   if (state.range(0) > 0) state.counters["ns_each"] = nanoseconds_for_each_of(static_cast<double>(state.range(0)));
 }
 
-// ---- plain calls ------------------------------------------------------------------------------------------------------
+// ---- plain calls ----
 
 [[gnu::noinline]] void count_directly(std::int64_t& calls, const step_event& e) { calls += e.iteration; }
 
@@ -61,7 +59,8 @@ void direct_call(benchmark::State& state) {
 
 void std_function(benchmark::State& state) {
   std::int64_t calls = 0;
-  std::vector<std::function<void(const step_event&)>> handlers(static_cast<std::size_t>(state.range(0)), counting{&calls});
+  std::vector<std::function<void(const step_event&)>> handlers(static_cast<std::size_t>(state.range(0)),
+                                                               counting{&calls});
   for (auto _ : state) {
     const step_event e{1, nullptr};
     for (const auto& handler : handlers) handler(e);
@@ -70,7 +69,7 @@ void std_function(benchmark::State& state) {
   report_cost(state, calls);
 }
 
-// ---- emit -------------------------------------------------------------------------------------------------------------
+// ---- emit ----
 
 task<> emit_again_and_again(benchmark::State& state, bus& events) {
   for (auto _ : state) {
@@ -139,7 +138,7 @@ void emit_to_listeners(benchmark::State& state) {
   report_cost(state, calls);
 }
 
-// ---- reports ----------------------------------------------------------------------------------------------------------
+// ---- reports ----
 
 constexpr observable<double> train_loss{"train/loss"};
 

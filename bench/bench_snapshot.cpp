@@ -45,7 +45,7 @@ namespace fs = std::filesystem;
 constexpr std::size_t mebi = std::size_t{1} << 20;
 constexpr std::size_t chunk = 8 * mebi;
 
-// ---- files ------------------------------------------------------------------------------------------------------------
+// ---- files ----
 
 std::size_t checked(long result, const char* operation) {
   if (result < 0) throw std::system_error(errno, std::generic_category(), operation);
@@ -125,7 +125,7 @@ void read_in_chunks(int file, std::span<std::byte> bytes) {
   }
 }
 
-// ---- what is saved ----------------------------------------------------------------------------------------------------
+// ---- what is saved ----
 
 struct saved_training {
   torch::nn::Sequential model;
@@ -185,7 +185,7 @@ void save_by_torch(const saved_training& t, const fs::path& target) {
   all.save_to(target.string());
 }
 
-// ---- writing ----------------------------------------------------------------------------------------------------------
+// ---- writing ----
 
 /// Measures `write(path)` to a new file each time. Removing it is not measured.
 template <class Write>
@@ -233,7 +233,7 @@ void write_raw(benchmark::State& state, int flags, int (*make_durable)(int)) {
 void write_direct(benchmark::State& state) { write_raw(state, O_DIRECT, ::fdatasync); }
 void write_buffered(benchmark::State& state) { write_raw(state, 0, ::fsync); }
 
-// ---- in memory --------------------------------------------------------------------------------------------------------
+// ---- in memory ----
 
 void copy_memory(benchmark::State& state) {
   const warm_buffer from(snapshot_size(training_of(state.range(0))));
@@ -274,7 +274,7 @@ void describe(benchmark::State& state) {
   }
 }
 
-// ---- reading: from the page cache, so that it is the code that is measured, not the disk ------------------------------
+// ---- reading: from the page cache, so that it is the code that is measured, not the disk ----
 
 /// A file that `write(path)` has made and that is in the page cache.
 template <class Write>

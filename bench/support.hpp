@@ -22,7 +22,8 @@ void run_to_end(F make) {
   if (error) std::rethrow_exception(error);
 }
 
-/// A counter of nanoseconds of CPU time for each of `things`, of which one pass through the benchmark's loop does so many.
+/// A counter of nanoseconds of CPU time for each of `things`, of which one pass through the benchmark's loop does so
+/// many.
 inline benchmark::Counter nanoseconds_for_each_of(double things) {
   return {things * 1e-9, benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert};
 }

@@ -6,9 +6,8 @@
 //   stopped after epoch 12: validation/loss flat at epoch 12; y = 3.0 x + -1.0
 
 #include <fmt/format.h>
-#include <torch/nn/functional/loss.h>
-#include <torch/nn/modules/linear.h>
-#include <torch/optim/sgd.h>
+#include <torch/nn.h>
+#include <torch/optim.h>
 
 #include <algorithm>
 #include <iostream>

@@ -12,10 +12,7 @@
 //   {"epoch":3,"iteration":2814,"resumed_from":null,"state_digest":"…","stop_reason":"3 epochs completed",
 //    "train/loss":0.2…,"validation/accuracy":0.89…}
 
-#include <torch/nn/functional/activation.h>
-#include <torch/nn/functional/loss.h>
-#include <torch/nn/functional/pooling.h>
-#include <torch/nn/modules.h>
+#include <torch/nn.h>
 #include <torch/optim.h>
 
 #include <CLI/CLI.hpp>

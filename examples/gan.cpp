@@ -9,9 +9,8 @@
 //   3000 iterations, 6000 updates; generated points lie at radius 1.0 +- 0.1
 
 #include <fmt/format.h>
-#include <torch/nn/functional/loss.h>
-#include <torch/nn/modules.h>
-#include <torch/optim/adam.h>
+#include <torch/nn.h>
+#include <torch/optim.h>
 
 #include <cmath>
 #include <iostream>

@@ -107,35 +107,44 @@ def difference(a, b, divisor=1.0):
 
 def figures_of(medians):
     """(what, value, unit, most it should be or None): only of benchmarks that ran."""
-    emit = lambda kind, count: medians.time(f"emit/{kind}/{count}", "cpu_time")
-    empty = lambda kind, count: medians.counter(f"empty_loop/{kind}/{count}", "ns_per_iteration")
-    real = lambda name: medians.time(name, "real_time")
+
+    def emit(kind, count):
+        return medians.time(f"emit/{kind}/{count}", "cpu_time")
+
+    def empty(kind, count):
+        return medians.counter(f"empty_loop/{kind}/{count}", "ns_per_iteration")
+
     figures = [
         ("emit: one of 20 inline subscribers", quotient(emit("inline", 20), 20), "ns", 5),
-        ("emit: each inline subscriber beyond the 10th", difference(emit("inline", 20), emit("inline", 10), 10), "ns", 5),
+        ("emit: each inline subscriber after the first",
+         difference(emit("inline", 20), emit("inline", 1), 19), "ns", 5),
         ("emit: one of 20 gated subscribers, not due", quotient(emit("gated", 20), 20), "ns", 12),
-        ("emit: each gated subscriber beyond the 10th", difference(emit("gated", 20), emit("gated", 10), 10), "ns", 12),
+        ("emit: each gated subscriber after the first",
+         difference(emit("gated", 20), emit("gated", 1), 19), "ns", 12),
         ("emit: one of 20 coroutine subscribers", quotient(emit("coroutine", 20), 20), "ns", 60),
-        ("emit: each coroutine subscriber beyond the 10th", difference(emit("coroutine", 20), emit("coroutine", 10), 10), "ns", 60),
+        ("emit: each coroutine subscriber after the first",
+         difference(emit("coroutine", 20), emit("coroutine", 1), 19), "ns", 60),
         ("emit: one of 10 listener coroutines", quotient(emit("listener", 10), 10), "ns", None),
         ("emit: 20 inline subscribers / 20 std::function calls",
          quotient(emit("inline", 20), medians.time("call/std_function/20", "cpu_time")), "x", None),
         ("empty iteration without extensions", empty("inline", 0), "ns", None),
         ("20 no-op inline extensions, per iteration", difference(empty("inline", 20), empty("inline", 0)), "ns", 300),
-        ("20 extensions whose trigger never fires, per iteration", difference(empty("never_due", 20), empty("inline", 0)), "ns", None),
+        ("20 extensions whose trigger never fires, per iteration",
+         difference(empty("never_due", 20), empty("inline", 0)), "ns", None),
     ]
     for optimizer in ("sgd", "adam"):
         ratio = medians.counter(f"train/mlp/{optimizer}", "rondo_per_hand")
         figures.append((f"mlp with {optimizer}: loop / hand-written", ratio, "x", 1.01))
-    for what, ours, theirs in (
-        ("snapshot / raw O_DIRECT + fdatasync", "write/simple", "write/raw_direct"),
-        ("snapshot / buffered write + fsync", "write/simple", "write/raw_buffered"),
-        ("snapshot / torch::save + fsync", "write/simple", "write/torch_save"),
-        ("encoding with checksums / checksums alone", "memory/encode", "memory/crc32"),
-        ("reading a snapshot, verified / plain read", "read/snapshot", "read/plain"),
-        ("reading a snapshot, verified / torch::load", "read/snapshot", "read/torch_load"),
+    # Where the disk is involved, the time on the clock counts; elsewhere the CPU time, which others disturb less.
+    for what, ours, theirs, clock in (
+        ("snapshot / raw O_DIRECT + fdatasync", "write/simple", "write/raw_direct", "real_time"),
+        ("snapshot / buffered write + fsync", "write/simple", "write/raw_buffered", "real_time"),
+        ("snapshot / torch::save + fsync", "write/simple", "write/torch_save", "real_time"),
+        ("encoding with checksums / checksums alone", "memory/encode", "memory/crc32", "cpu_time"),
+        ("reading a snapshot, verified / plain read", "read/snapshot", "read/plain", "cpu_time"),
+        ("reading a snapshot, verified / torch::load", "read/snapshot", "read/torch_load", "cpu_time"),
     ):
-        figures.append((what, quotient(real(ours), real(theirs)), "x", None))
+        figures.append((what, quotient(medians.time(ours, clock), medians.time(theirs, clock)), "x", None))
     return [figure for figure in figures if figure[1] is not None]
 
 

@@ -1,8 +1,8 @@
 #include <string>
 #include <vector>
 
-#include "rondo/extensions/call.hpp"
 #include "rondo/event/value_trigger.hpp"
+#include "rondo/extensions/call.hpp"
 #include "support/bare_loop.hpp"
 #include "support/catch.hpp"
 
@@ -41,7 +41,7 @@ TEST_CASE("call waits for a coroutine", "[extensions][call]") {
 
 TEST_CASE("call: what the function throws ends the training", "[extensions][call]") {
   auto l = bare_loop(5, nothing, {.max_epochs = 1});
-  l | call(at({2_iterations}), [] { throw std::domain_error("enough"); });
+  l | call(rondo::at({2_iterations}), [] { throw std::domain_error("enough"); });
   CHECK_THROWS_AS(l.run(), std::domain_error);
 }
 
@@ -59,7 +59,8 @@ TEST_CASE("call: the memory of the trigger comes back with the state", "[extensi
   const auto fired = [&](std::optional<state::value> start, std::optional<state::value>& kept) {
     std::vector<std::int64_t> iterations;
     auto l = bare_loop(6, step, {.max_epochs = 1});
-    l | call("best", min_value("loss", every(1_iterations)), [&](context& ctx) { iterations.push_back(ctx.iteration()); });
+    l | call("best", min_value("loss", every(1_iterations)),
+             [&](context& ctx) { iterations.push_back(ctx.iteration()); });
     l | (start ? restore_state(*start) : keep_state(2, kept));
     l.run();
     return iterations;

@@ -49,10 +49,12 @@ bool contains(const std::string& text, const std::string& part) { return text.fi
 TEST_CASE("log_report writes weighted means, one JSON object per line", "[extensions][log_report]") {
   temporary_directory dir;
   const std::vector<double> values{1, 2, 6};
-  auto l = bare_loop(3, [&](context& ctx, int i) {
-    ctx.report("loss", values[static_cast<std::size_t>(i)], i == 2 ? 2.0 : 1.0);
-    if (i == 1) ctx.report("rare", 0.5);
-  }, {.max_epochs = 2, .out = dir.path()});
+  auto l = bare_loop(3,
+                     [&](context& ctx, int i) {
+                       ctx.report("loss", values[static_cast<std::size_t>(i)], i == 2 ? 2.0 : 1.0);
+                       if (i == 1) ctx.report("rare", 0.5);
+                     },
+                     {.max_epochs = 2, .out = dir.path()});
   l | log_report();
   l.run();
   const std::string first = R"({"loss":3.75,"rare":0.5,"epoch":1,"iteration":3,"elapsed_time":)";
@@ -68,11 +70,13 @@ TEST_CASE("log_report writes weighted means, one JSON object per line", "[extens
 TEST_CASE("log_report writes null for what JSON has no number for", "[extensions][log_report]") {
   temporary_directory dir;
   std::vector<double> emitted;
-  auto l = bare_loop(1, [](context& ctx, int) {
-    ctx.report("nan", std::nan(""));
-    ctx.report("inf", std::numeric_limits<double>::infinity());
-    ctx.report("one", 1);
-  }, {.max_epochs = 1, .out = dir.path()});
+  auto l = bare_loop(1,
+                     [](context& ctx, int) {
+                       ctx.report("nan", std::nan(""));
+                       ctx.report("inf", std::numeric_limits<double>::infinity());
+                       ctx.report("one", 1);
+                     },
+                     {.max_epochs = 1, .out = dir.path()});
   l | log_report() | make_extension("reader", [&](context& ctx) {
     ctx.on<extensions::log_entry>([&](const extensions::log_entry& entry) {
       CHECK(entry.source == "log_report");
@@ -102,15 +106,19 @@ TEST_CASE("log_report sees what is reported at the end of an epoch", "[extension
 
 TEST_CASE("log_report: chosen keys, another trigger, file and entry", "[extensions][log_report]") {
   temporary_directory dir;
-  auto l = bare_loop(10, [](context& ctx, int i) {
-    ctx.report("a", i);
-    ctx.report("b", i);
-    ctx.report("c", i);
-  }, {.max_iterations = 4, .out = dir.path()});
+  auto l = bare_loop(10,
+                     [](context& ctx, int i) {
+                       ctx.report("a", i);
+                       ctx.report("b", i);
+                       ctx.report("c", i);
+                     },
+                     {.max_iterations = 4, .out = dir.path()});
   l | log_report({.filename = "my.jsonl",
                   .trigger = every(2_iterations),
                   .keys = {"c", "a"},
-                  .postprocess = [](state::dict& entry) { entry.insert_or_assign("note", state::list{"x", 1, true, nullptr}); }});
+                  .postprocess = [](state::dict& entry) {
+                    entry.insert_or_assign("note", state::list{"x", 1, true, nullptr});
+                  }});
   l.run();
   const auto text = content(dir / "my.jsonl");
   CHECK(text.starts_with(R"({"c":0.5,"a":0.5,"epoch":0,"iteration":2,)"));
@@ -190,7 +198,8 @@ TEST_CASE("log_report: a torn last line is cut off", "[extensions][log_report]")
   CHECK(without_time(content(dir / "log")) == expected);
 }
 
-TEST_CASE("log_report: a log shorter than the snapshot says goes on at its last whole line", "[extensions][log_report]") {
+TEST_CASE("log_report: a log shorter than the snapshot says goes on at its last whole line",
+          "[extensions][log_report]") {
   temporary_directory dir;
   std::optional<state::value> kept;
   auto killed = logging_loop(dir.path(), 7);
@@ -212,7 +221,8 @@ TEST_CASE("log_report: a log shorter than the snapshot says goes on at its last 
   CHECK(all[1]["iteration"] == 9);
 }
 
-TEST_CASE("log_report: a fresh run replaces the log, a resumed one without a memory adds to it", "[extensions][log_report]") {
+TEST_CASE("log_report: a fresh run replaces the log, a resumed one without a memory adds to it",
+          "[extensions][log_report]") {
   temporary_directory dir;
   write(dir / "log", "{\"old\":1}\n");
   SECTION("fresh") {
@@ -294,7 +304,10 @@ TEST_CASE("log_report: a state that does not fit is refused", "[extensions][log_
   first | keep_state(4, kept);
   first.run();
   const auto log = content(dir / "log");
-  kept->as<state::dict>()["extensions"].as<state::dict>()["log_report"].as<state::dict>()["extension"].as<state::dict>()["position"] = -1;
+  kept->as<state::dict>()["extensions"]
+      .as<state::dict>()["log_report"]
+      .as<state::dict>()["extension"]
+      .as<state::dict>()["position"] = -1;
   auto resumed = logging_loop(dir.path(), 9);
   resumed | restore_state(*kept);
   try {

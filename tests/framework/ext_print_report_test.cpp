@@ -51,14 +51,19 @@ TEST_CASE("print_report prints an aligned table, the header once", "[extensions]
 TEST_CASE("print_report takes its columns from the first entry", "[extensions][print_report]") {
   temporary_directory dir;
   std::ostringstream out;
-  auto l = bare_loop(1, [](context& ctx, int) {
-    ctx.report("loss", ctx.iteration() == 0 ? 1.0 : -1.234567e-5);
-    ctx.report("nan", std::nan(""));
-  }, {.max_epochs = 2, .out = dir.path()});
-  l | log_report({.postprocess = [](state::dict& entry) {
-    entry.insert_or_assign("elapsed_time", nullptr);
-    entry.insert_or_assign("note", "ok");
-  }}) | print_report({}, {.out = &out});
+  auto l = bare_loop(1,
+                     [](context& ctx, int) {
+                       ctx.report("loss", ctx.iteration() == 0 ? 1.0 : -1.234567e-5);
+                       ctx.report("nan", std::nan(""));
+                     },
+                     {.max_epochs = 2, .out = dir.path()});
+  l |
+      log_report({.postprocess =
+                      [](state::dict& entry) {
+                        entry.insert_or_assign("elapsed_time", nullptr);
+                        entry.insert_or_assign("note", "ok");
+                      }}) |
+      print_report({}, {.out = &out});
   l.run();
   CHECK(out.str() ==
         "loss        nan         epoch       iteration   elapsed_time  note\n"
@@ -69,9 +74,12 @@ TEST_CASE("print_report takes its columns from the first entry", "[extensions][p
 TEST_CASE("print_report keeps many columns in line", "[extensions][print_report]") {
   temporary_directory dir;
   std::ostringstream out;
-  auto l = bare_loop(1, [](context& ctx, int) {
-    for (int i = 0; i < 40; ++i) ctx.report("column/" + std::to_string(i), std::pow(-10.0, i - 20) / 3);
-  }, {.max_epochs = 3, .out = dir.path()});
+  auto l = bare_loop(1,
+                     [](context& ctx, int) {
+                       for (int i = 0; i < 40; ++i)
+                         ctx.report("column/" + std::to_string(i), std::pow(-10.0, i - 20) / 3);
+                     },
+                     {.max_epochs = 3, .out = dir.path()});
   l | log_report() | print_report({}, {.out = &out});
   l.run();
   const auto table = split(out.str());

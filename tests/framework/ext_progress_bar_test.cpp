@@ -6,9 +6,12 @@
 #include <string>
 
 #include "rondo/error.hpp"
+#include "rondo/extensions/log_report.hpp"
+#include "rondo/extensions/print_report.hpp"
 #include "rondo/extensions/progress_bar.hpp"
 #include "support/bare_loop.hpp"
 #include "support/catch.hpp"
+#include "support/temporary_directory.hpp"
 
 using namespace rondo;
 using namespace rondo::literals;
@@ -25,7 +28,8 @@ TEST_CASE("progress_bar draws bars, rate and remaining time on a terminal", "[ex
   std::ostringstream out;
   double time = 100.0;
   auto l = bare_loop(4, [&](context&, int) { time += 0.5; }, {.max_epochs = 2});
-  l | progress_bar({.update_interval = 3s, .bar_length = 20, .out = &out, .terminal = true, .clock = [&] { return time; }});
+  l | progress_bar(
+          {.update_interval = 3s, .bar_length = 20, .out = &out, .terminal = true, .clock = [&] { return time; }});
   l.run();
   CHECK(out.str() ==
         "\x1b[J"
@@ -52,7 +56,8 @@ TEST_CASE("progress_bar prints plain lines elsewhere", "[extensions][progress_ba
 TEST_CASE("progress_bar: the rate is that of the last half minute", "[extensions][progress_bar]") {
   std::ostringstream out;
   double time = 0.0;
-  auto l = bare_loop(1000, [&](context& ctx, int) { time += ctx.iteration() < 20 ? 10.0 : 1.0; }, {.max_iterations = 100});
+  auto l =
+      bare_loop(1000, [&](context& ctx, int) { time += ctx.iteration() < 20 ? 10.0 : 1.0; }, {.max_iterations = 100});
   l | progress_bar({.out = &out, .clock = [&] { return time; }});
   l.run();
   CHECK(contains(out.str(), "iteration 20 of 100, epoch 0.02, 20.0%, 0.1 iterations/s, 0:13:20 to go\n"));
@@ -68,19 +73,23 @@ TEST_CASE("progress_bar works without any known length", "[extensions][progress_
   const auto step = [&](context&, int&) { time += 1.0; };
 
   SECTION("ended by a trigger") {
-    loop l(models(model), optimizer, batches, step, {.stop_trigger = at({6_iterations})});
-    l | progress_bar({.update_interval = 2s, .bar_length = 4, .out = &out, .terminal = true, .clock = [&] { return time; }});
+    loop l(models(model), optimizer, batches, step, {.stop_trigger = rondo::at({6_iterations})});
+    l | progress_bar(
+            {.update_interval = 2s, .bar_length = 4, .out = &out, .terminal = true, .clock = [&] { return time; }});
     l.run();
     CHECK(contains(out.str(), "\x1b[J           iteration 2, epoch 0\n           1 iterations/s\n\x1b[2A"));
     // The length of an epoch is known once the first one is over.
-    CHECK(contains(out.str(), "\x1b[Jthis epoch [####] 100.00%\n           iteration 4, epoch 1.00\n           1 iterations/s\n\x1b[3A"));
+    CHECK(contains(
+        out.str(),
+        "\x1b[Jthis epoch [####] 100.00%\n           iteration 4, epoch 1.00\n           1 iterations/s\n\x1b[3A"));
   }
   SECTION("ended by epochs") {
     loop l(models(model), optimizer, batches, step, {.max_epochs = 2});
     l | progress_bar({.out = &out, .plain_interval = 2s, .clock = [&] { return time; }});
     l.run();
-    CHECK(out.str().starts_with("iteration 2, epoch 0 of 2, 0.0%, 1 iterations/s\n"
-                                "iteration 4, epoch 1.00 of 2, 50.0%, 1 iterations/s, 0:00:04 to go\n"));
+    CHECK(
+        out.str().starts_with("iteration 2, epoch 0 of 2, 0.0%, 1 iterations/s\n"
+                              "iteration 4, epoch 1.00 of 2, 50.0%, 1 iterations/s, 0:00:04 to go\n"));
   }
 }
 
@@ -94,7 +103,11 @@ TEST_CASE("progress_bar says how training ended", "[extensions][progress_bar]") 
     CHECK(out.str() == "good enough: 1 iterations in 0:00:00\n");
   }
   SECTION("by an error") {
-    auto l = bare_loop(4, [](context&, int i) { if (i == 2) throw std::runtime_error("no"); }, {.max_epochs = 2});
+    auto l = bare_loop(4,
+                       [](context&, int i) {
+                         if (i == 2) throw std::runtime_error("no");
+                       },
+                       {.max_epochs = 2});
     l | progress_bar({.out = &out, .clock = clock});
     CHECK_THROWS_AS(l.run(), std::runtime_error);
     CHECK(out.str() == "ended by an error: 2 iterations in 0:00:00\n");
@@ -116,6 +129,22 @@ TEST_CASE("progress_bar counts from where a resumed run begins", "[extensions][p
         "3 epochs completed: 6 iterations in 0:00:06, 1 iterations/s\n");
 }
 
+TEST_CASE("progress_bar makes room for the lines of print_report", "[extensions][progress_bar][print_report]") {
+  temporary_directory dir;
+  std::ostringstream out;
+  double time = 0.0;
+  auto l = bare_loop(
+      2, [&](context&, int) { time += 1.0; }, {.max_epochs = 1, .out = dir.path()});
+  l | log_report() | print_report({"iteration"}, {.out = &out, .terminal = true}) |
+      progress_bar({.update_interval = 2s, .out = &out, .terminal = true, .clock = [&] { return time; }});
+  l.run();
+  const auto text = out.str();
+  const auto bar_ends = text.find("\x1b[4A");
+  REQUIRE(bar_ends != std::string::npos);
+  CHECK(text.substr(bar_ends) ==
+        "\x1b[4A\x1b[Jiteration\n2\n\x1b[J1 epochs completed: 2 iterations in 0:00:02, 1 iterations/s\n");
+}
+
 TEST_CASE("progress_bar refuses options that make no sense", "[extensions][progress_bar]") {
   const auto option_of = [](progress_bar_options options) -> std::string {
     try {
@@ -129,5 +158,6 @@ TEST_CASE("progress_bar refuses options that make no sense", "[extensions][progr
   CHECK(option_of({.update_interval = 0s}) == "update_interval");
   CHECK(option_of({.bar_length = 0}) == "bar_length");
   CHECK(option_of({.out = nullptr}) == "out");
-  CHECK(option_of({.plain_interval = std::chrono::duration<double>(std::numeric_limits<double>::infinity())}) == "plain_interval");
+  CHECK(option_of({.plain_interval = std::chrono::duration<double>(std::numeric_limits<double>::infinity())}) ==
+        "plain_interval");
 }

@@ -10,6 +10,7 @@
 #include <asio/steady_timer.hpp>
 #include <asio/use_awaitable.hpp>
 #include <csignal>
+#include <range/v3/view/filter.hpp>
 #include <range/v3/view/generate_n.hpp>
 #include <range/v3/view/iota.hpp>
 #include <range/v3/view/transform.hpp>
@@ -666,7 +667,7 @@ TEST_CASE("training that is taken up at any iteration ends with the same bits", 
     }
     problem p;
     if (k > 0) {
-      torch::nn::init::constant_(p.model->weight, 9);  // whatever it is, it is overwritten
+      p.model->weight.detach().fill_(9);  // whatever it is, it is overwritten
       torch::manual_seed(99);
     }
     auto l = make(p, total);

@@ -228,7 +228,7 @@ TEST_CASE("file names: templates, ppe's spelling, callables", "[snapshot]") {
                    "filename"));
 }
 
-TEST_CASE("options that make no sense fail before training, naming option, value and what is allowed", "[snapshot][options]") {
+TEST_CASE("snapshot options that make no sense fail before training", "[snapshot][options]") {
   const auto refused = [](snapshot_options options) {
     return message_of<option_error>([&] { static_cast<void>(snapshot(std::move(options))); });
   };

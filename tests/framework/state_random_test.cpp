@@ -19,7 +19,7 @@ TEST_CASE("the random state brings the same numbers back", "[state][random]") {
 }
 
 TEST_CASE("the CPU generator's state has Python's layout", "[state][random]") {
-  const auto& cpu = state::random_state().at("cpu").as<at::Tensor>();
+  const auto cpu = state::random_state().at("cpu").as<at::Tensor>();
   CHECK(cpu.scalar_type() == torch::kByte);
   CHECK(cpu.sizes() == at::IntArrayRef{5056});
 }

@@ -27,19 +27,21 @@ loop bare_loop(int length, Step step, loop_options options) {
 
 /// Keeps a copy of the state after iteration `iteration`, as a snapshot would.
 inline extension keep_state(std::int64_t iteration, std::optional<state::value>& kept) {
-  return make_extension("snapshot", [iteration, &kept](context& ctx) {
-           ctx.on<event::iteration_completed>([iteration, &kept, &ctx] {
-             if (ctx.iteration() == iteration) kept = state::clone(state::value(ctx.state_dict()));
-           });
-         })
+  return make_extension("snapshot",
+                        [iteration, &kept](context& ctx) {
+                          ctx.on<event::iteration_completed>([iteration, &kept, &ctx] {
+                            if (ctx.iteration() == iteration) kept = state::clone(state::value(ctx.state_dict()));
+                          });
+                        })
       .at_priority(priority::snapshot);
 }
 
 /// Brings a state back before training.
 inline extension restore_state(state::value kept) {
-  return make_extension("snapshot", [kept = std::move(kept)](context& ctx) {
-           ctx.on<event::restoring>([&kept, &ctx] { ctx.load_state_dict(kept); });
-         })
+  return make_extension("snapshot",
+                        [kept = std::move(kept)](context& ctx) {
+                          ctx.on<event::restoring>([&kept, &ctx] { ctx.load_state_dict(kept); });
+                        })
       .at_priority(priority::snapshot);
 }
 

@@ -16,9 +16,8 @@ namespace rondo {
 namespace extensions {
 
 template <class F, class... Args>
-concept returns_nothing_or_task =
-    std::invocable<F&, Args...> && (std::is_void_v<std::invoke_result_t<F&, Args...>> ||
-                                    std::same_as<std::invoke_result_t<F&, Args...>, task<>>);
+concept returns_nothing_or_task = std::invocable<F&, Args...> &&
+    (std::is_void_v<std::invoke_result_t<F&, Args...>> || std::same_as<std::invoke_result_t<F&, Args...>, task<>>);
 
 /// What `call` can call: `f(context&)` or `f()`, returning nothing or a `task<>`.
 template <class F>
@@ -29,8 +28,8 @@ concept callback = returns_nothing_or_task<F, context&> || returns_nothing_or_ta
 /// Calls `f` after each iteration at which `t` fires: `loop | call(every(100_iterations), [](context& ctx) { … })`.
 /// If `f` returns a `task<>`, training goes on when that has completed. What `f` throws ends the training.
 ///
-/// On the training thread, with priority `reader`. The memory of `t` is saved in snapshots under `name`, which must differ
-/// between extensions: give names where a loop has several calls.
+/// On the training thread, with priority `reader`. The memory of `t` is saved in snapshots under `name`, which must
+/// differ between extensions: give names where a loop has several calls.
 template <extensions::callback F>
 [[nodiscard]] extension call(std::string name, trigger t, F f) {
   auto subscribe = [f = std::move(f)](context& ctx) {

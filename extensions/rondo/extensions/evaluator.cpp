@@ -52,7 +52,7 @@ class mode_keeper {
 /// Puts the iteration's observations aside, so that a batch can report without touching them.
 class observations_aside {
  public:
-  // A context shows its observations read-only, because extensions add to them by `report`. They are not const themselves.
+  // A context shows its observations read-only, because extensions add to them by `report`. The object is not const.
   explicit observations_aside(const context& ctx)
       : current_(const_cast<observations&>(ctx.reported())), aside_(std::exchange(current_, {})) {}
   observations_aside(const observations_aside&) = delete;

@@ -113,8 +113,9 @@ class metrics_pass final : public evaluation_pass {
 
   void check(const context& ctx) const override {
     if (ctx.supervised()) return;
-    throw option_error("evaluator", "metrics in a loop with a custom step",
-                       "a function instead of metrics: evaluator(batches, [](context& ctx, auto& batch) { ctx.report(…); })");
+    throw option_error(
+        "evaluator", "metrics in a loop with a custom step",
+        "a function instead of metrics: evaluator(batches, [](context& ctx, auto& batch) { ctx.report(…); })");
   }
   std::int64_t run(context& ctx, observations&) override {
     metrics_.reset();
@@ -188,8 +189,8 @@ using batch_of = std::decay_t<ranges::range_reference_t<Batches>>;
 
 /// A function that evaluates one batch.
 template <class Step, class Batch>
-concept evaluation_step = std::invocable<Step&, context&, Batch&> &&
-                          std::is_void_v<std::invoke_result_t<Step&, context&, Batch&>>;
+concept evaluation_step =
+    std::invocable<Step&, context&, Batch&> && std::is_void_v<std::invoke_result_t<Step&, context&, Batch&>>;
 
 [[nodiscard]] extension make_evaluator(evaluator_options options, std::unique_ptr<evaluation_pass> pass);
 
@@ -198,30 +199,32 @@ concept evaluation_step = std::invocable<Step&, context&, Batch&> &&
 /// Runs the loop's model over `batches`, which have `data` and `target`, and reports the loss and `metrics` as
 /// "validation/loss", "validation/accuracy", …, averaged over the samples of all batches. For supervised loops.
 ///
-/// Meanwhile every model of the loop is in evaluation mode (each submodule gets its own mode back, whatever happens) and
-/// gradients are off; batches are moved to the loop's device. The batches are iterated over from the beginning each time;
-/// a range with a name is referred to and must outlive the loop, as there.
+/// Meanwhile every model of the loop is in evaluation mode (each submodule gets its own mode back, whatever happens)
+/// and gradients are off; batches are moved to the loop's device. The batches are iterated over from the beginning each
+/// time. As for the loop, a view is copied, a temporary container is taken over, one with a name is referred to and
+/// must outlive the loop.
 ///
-/// Default trigger every(1_epochs), priority `writer`, so that logs of the same iteration see the results; no state. Emits
-/// `event::evaluation_started` and `_completed`. Throws `option_error` before training when the loop is not supervised or
-/// two metrics have one name, and during training when there is no batch; what a metric throws ends the training.
+/// Default trigger every(1_epochs), priority `writer`, so that logs of the same iteration see the results; no state.
+/// Emits `event::evaluation_started` and `_completed`. Throws `option_error` before training when the loop is not
+/// supervised or two metrics have one name, and during training when there is no batch; what a metric throws ends the
+/// training.
 template <ranges::range Batches, metrics::metric... Metrics>
 [[nodiscard]] extension evaluator(Batches&& batches, evaluator_options options, Metrics... metrics) {
   extensions::metric_set all;
   (all.add(std::move(metrics)), ...);
   auto view = data::detail::all(std::forward<Batches>(batches));
-  return extensions::make_evaluator(std::move(options), std::make_unique<extensions::metrics_pass<decltype(view)>>(
-                                                            std::move(view), std::move(all)));
+  return extensions::make_evaluator(
+      std::move(options), std::make_unique<extensions::metrics_pass<decltype(view)>>(std::move(view), std::move(all)));
 }
 template <ranges::range Batches, metrics::metric... Metrics>
 [[nodiscard]] extension evaluator(Batches&& batches, Metrics... metrics) {
   return evaluator(std::forward<Batches>(batches), evaluator_options(), std::move(metrics)...);
 }
 
-/// For any loop: calls `step(context&, batch&)` for each batch, under the same conditions, and reports the means of what
-/// it reports: `evaluator(batches, [](context& ctx, auto& batch) { ctx.report("loss", …); })` gives "validation/loss". A
-/// key counts for those batches in which it was reported. Its weight is the number of samples in the batch
-/// (`data::item_count`), or the weight that it was reported with if that is not 1.
+/// For any loop: calls `step(context&, batch&)` for each batch, under the same conditions, and reports the means of
+/// what it reports: `evaluator(batches, [](context& ctx, auto& batch) { ctx.report("loss", …); })` gives
+/// "validation/loss". A key counts for those batches in which it was reported. Its weight is the number of samples in
+/// the batch (`data::item_count`), or the weight that it was reported with if that is not 1.
 template <ranges::range Batches, extensions::evaluation_step<extensions::batch_of<Batches>> Step>
 [[nodiscard]] extension evaluator(Batches&& batches, evaluator_options options, Step step) {
   auto view = data::detail::all(std::forward<Batches>(batches));

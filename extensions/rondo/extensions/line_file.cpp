@@ -36,7 +36,8 @@ void claim(int descriptor, const std::filesystem::path& path) {
   if (::fstat(descriptor, &status) != 0) throw failure("fstat", path, errno);
   if (!S_ISREG(status.st_mode)) throw failure("open", path, EINVAL, "it is not a regular file; choose another name");
   if (uninterrupted([&] { return ::flock(descriptor, LOCK_EX | LOCK_NB); }) == 0) return;
-  if (errno == EWOULDBLOCK) throw failure("lock", path, errno, "it is being written already; give each log a file of its own");
+  if (errno == EWOULDBLOCK)
+    throw failure("lock", path, errno, "it is being written already; give each log a file of its own");
 }
 
 }  // namespace

@@ -117,9 +117,10 @@ class log_writer {
   void go_back_to(std::int64_t position) {
     position_ = file_->whole_lines(position);
     if (position_ == position) return;
-    log::warn(fmt::format("'{}' had {} bytes when the snapshot was taken, of which the first {} are there in whole lines: the log "
-                          "goes on from there",
-                          file_->path().string(), position, position_));
+    log::warn(fmt::format(
+        "'{}' had {} bytes when the snapshot was taken, of which the first {} are there in whole lines: the log "
+        "goes on from there",
+        file_->path().string(), position, position_));
   }
 
   void record(context& ctx) {

@@ -37,13 +37,13 @@ struct log_report_options {
 /// `iteration` and `elapsed_time` (seconds) as one JSON object per line whenever its trigger fires. NaN and infinities
 /// become null. Emits `extensions::log_entry`.
 ///
-/// A run that starts afresh replaces the file. A run that goes on from a snapshot cuts the file off where it was when the
-/// snapshot was taken, so that the log of a killed and resumed training equals that of an unbroken one (except for
+/// A run that starts afresh replaces the file. A run that goes on from a snapshot cuts the file off where it was when
+/// the snapshot was taken, so that the log of a killed and resumed training equals that of an unbroken one (except for
 /// `elapsed_time`).
 ///
 /// Name "log_report", priority `reader`. At the end of an epoch it also sees what is reported at `epoch_completed`, by
-/// extensions that run before it. Throws `option_error` for a bad file name at once; `io_error` before training when the
-/// file cannot be opened, and later when a line cannot be written, which ends training.
+/// extensions that run before it. Throws `option_error` for a bad file name at once; `io_error` before training when
+/// the file cannot be opened, and later when a line cannot be written, which ends training.
 [[nodiscard]] extension log_report(log_report_options options = {});
 
 }  // namespace rondo

@@ -28,9 +28,10 @@ void accuracy::reset() {
 
 void accuracy::update(const at::Tensor& output, const at::Tensor& target) {
   if (!fits(output, target))
-    throw error(fmt::format("metrics::accuracy: outputs of shape [{}] and targets of shape [{}]; needed are outputs "
-                            "[n, classes, …] and targets [n, …], which hold the index of the right class",
-                            fmt::join(output.sizes(), ", "), fmt::join(target.sizes(), ", ")));
+    throw error(
+        fmt::format("metrics::accuracy: outputs of shape [{}] and targets of shape [{}]; needed are outputs "
+                    "[n, classes, …] and targets [n, …], which hold the index of the right class",
+                    fmt::join(output.sizes(), ", "), fmt::join(target.sizes(), ", ")));
   const auto right = output.argmax(1).eq(target).sum();
   right_ = right_.defined() ? right_ + right : right;
   total_ += target.numel();

@@ -29,7 +29,9 @@ concept named_numbers = requires(const T& all) {
 };
 
 template <class M>
-concept takes_context = requires(M& m, context& ctx, const at::Tensor& t) { m.update(ctx, t, t); };
+concept takes_context = requires(M& m, context& ctx, const at::Tensor& t) {
+  m.update(ctx, t, t);
+};
 
 template <class M>
 using computed_t = std::remove_cvref_t<decltype(std::declval<M&>().compute())>;
@@ -39,21 +41,23 @@ using computed_t = std::remove_cvref_t<decltype(std::declval<M&>().compute())>;
 /// A metric sees the model's output and the target of each batch, and then gives its value. It has
 ///
 /// * `void reset()`, called before each evaluation;
-/// * `void update(const at::Tensor& output, const at::Tensor& target)`, or the same with a `context&` before them, without
+/// * `void update(const at::Tensor& output, const at::Tensor& target)`, or the same with a `context&` before them,
+/// without
 ///   gradients. Keep sums as tensors and read them in `compute`, so that no batch waits for the device;
-/// * `compute()`, which gives a number (or a tensor of one element), reported under `std::string name() const`; or several
+/// * `compute()`, which gives a number (or a tensor of one element), reported under `std::string name() const`; or
+/// several
 ///   with their names, such as a `std::map<std::string, double>` (no `name` then).
 template <class M>
 concept metric = std::move_constructible<M> && requires(M& m) {
   m.reset();
   m.compute();
-} && (detail::takes_context<M> || requires(M& m, const at::Tensor& t) { m.update(t, t); }) &&
+} &&(detail::takes_context<M> || requires(M & m, const at::Tensor& t) { m.update(t, t); }) &&
     (detail::named_numbers<detail::computed_t<M>> || (detail::number<detail::computed_t<M>> && requires(const M& m) {
        { m.name() } -> std::convertible_to<std::string>;
      }));
 
-/// The fraction of right answers: the class with the greatest output (dimension 1) is the target. Outputs are [n, classes]
-/// with targets [n], or [n, classes, …] with targets [n, …]. Throws `error` for other shapes.
+/// The fraction of right answers: the class with the greatest output (dimension 1) is the target. Outputs are [n,
+/// classes] with targets [n], or [n, classes, …] with targets [n, …]. Throws `error` for other shapes.
 class accuracy {
  public:
   [[nodiscard]] std::string name() const { return "accuracy"; }
@@ -67,8 +71,8 @@ class accuracy {
   std::int64_t total_ = 0;
 };
 
-/// The mean of a loss function. The function gives the mean over the batch, as LibTorch's do by default; means are weighted
-/// by the number of samples.
+/// The mean of a loss function. The function gives the mean over the batch, as LibTorch's do by default; means are
+/// weighted by the number of samples.
 class loss {
  public:
   using function = std::function<at::Tensor(const at::Tensor& output, const at::Tensor& target)>;

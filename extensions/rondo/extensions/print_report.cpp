@@ -91,8 +91,9 @@ class table_printer {
 
   void warn_of_blanks() const {
     if (!begun_) {
-      log::warn("print_report has printed nothing, because no log_report has written an entry: attach one, with a trigger "
-                "that fires before training ends");
+      log::warn(
+          "print_report has printed nothing, because no log_report has written an entry: attach one, with a trigger "
+          "that fires before training ends");
       return;
     }
     for (const auto& column : columns_)

@@ -18,9 +18,9 @@ struct print_report_options {
   std::optional<bool> terminal = std::nullopt;
 };
 
-/// Prints a line of a table for every entry that a `log_report` writes. `entries` are the columns; default: those of the
-/// first entry. Numbers have up to 6 significant digits; what an entry does not have stays blank. The header comes before
-/// the first line.
+/// Prints a line of a table for every entry that a `log_report` writes. `entries` are the columns; default: those of
+/// the first entry. Numbers have up to 6 significant digits; what an entry does not have stays blank. The header comes
+/// before the first line.
 ///
 /// Name "print_report", priority `reader`, no state. Warns at the end of training when there was nothing to print, or
 /// nothing in a column. Throws `option_error` when `out` is null.

@@ -110,7 +110,9 @@ class progress_display {
   }
 
  private:
-  [[nodiscard]] double time_of(const context& ctx) const { return options_.clock ? options_.clock() : ctx.elapsed_time(); }
+  [[nodiscard]] double time_of(const context& ctx) const {
+    return options_.clock ? options_.clock() : ctx.elapsed_time();
+  }
 
   void begin(const context& ctx) {
     begun_at_ = time_of(ctx);
@@ -131,12 +133,14 @@ class progress_display {
     const auto add_bar = [&](const char* what, double done) {
       const auto filled = static_cast<std::size_t>(std::floor(done * options_.bar_length));
       const auto empty = static_cast<std::size_t>(options_.bar_length) - filled;
-      text += fmt::format("{:>10} [{}{}] {:6.2f}%\n", what, std::string(filled, '#'), std::string(empty, '.'), done * 100.0);
+      text += fmt::format("{:>10} [{}{}] {:6.2f}%\n", what, std::string(filled, '#'), std::string(empty, '.'),
+                          done * 100.0);
       ++lines;
     };
     if (const auto done = done_of_total(ctx)) add_bar("total", *done);
     if (ctx.epoch_length())
-      add_bar("this epoch", std::min(1.0, static_cast<double>(ctx.now().iteration_in_epoch) / static_cast<double>(*ctx.epoch_length())));
+      add_bar("this epoch", std::min(1.0, static_cast<double>(ctx.now().iteration_in_epoch) /
+                                              static_cast<double>(*ctx.epoch_length())));
     text += fmt::format("{:>10} {}\n{:>10} {}\n", "", position_text(ctx), "", speed_text(ctx, recent_.rate()));
     return text + fmt::format("\x1b[{}A", lines);
   }
@@ -151,7 +155,8 @@ class progress_display {
     const double seconds = time_of(ctx) - begun_at_;
     const auto iterations = ctx.iteration() - first_iteration_;
     std::string text(terminal_ ? extensions::clear_below : "");
-    text += fmt::format("{}: {} iterations in {}", end.error ? "ended by an error" : end.stop_reason, iterations, time_text(seconds));
+    text += fmt::format("{}: {} iterations in {}", end.error ? "ended by an error" : end.stop_reason, iterations,
+                        time_text(seconds));
     if (seconds > 0.0) text += fmt::format(", {:.4g} iterations/s", static_cast<double>(iterations) / seconds);
     *options_.out << text << '\n' << std::flush;
   }
@@ -170,7 +175,8 @@ class progress_display {
 extension progress_bar(progress_bar_options options) {
   require_positive("update_interval", options.update_interval);
   require_positive("plain_interval", options.plain_interval);
-  if (options.bar_length < 1) throw option_error("bar_length", fmt::format("{}", options.bar_length), "1 or more characters");
+  if (options.bar_length < 1)
+    throw option_error("bar_length", fmt::format("{}", options.bar_length), "1 or more characters");
   if (options.out == nullptr) throw option_error("out", "null", "a stream that outlives the run");
   return make_extension("progress_bar", std::make_shared<progress_display>(std::move(options)));
 }

@@ -20,13 +20,14 @@ struct progress_bar_options {
   std::chrono::duration<double> plain_interval = std::chrono::seconds(10);
   /// Whether `out` is a terminal. Default: find out.
   std::optional<bool> terminal = std::nullopt;
-  /// Seconds from any beginning. Default: `context::elapsed_time`, which the loop reads from the system once per iteration.
+  /// Seconds from any beginning. Default: `context::elapsed_time`, which the loop reads from the system once per
+  /// iteration.
   std::function<double()> clock = {};
 };
 
 /// Shows how far training is, how fast, and how long it will take: on a terminal as bars that move, elsewhere as plain
-/// lines; at the end one line that stays. The bars are of the whole training (if it is known how long that is) and of the
-/// epoch (if its length is known); whichever of `max_epochs` and `max_iterations` is reached first counts.
+/// lines; at the end one line that stays. The bars are of the whole training (if it is known how long that is) and of
+/// the epoch (if its length is known); whichever of `max_epochs` and `max_iterations` is reached first counts.
 ///
 /// Name "progress_bar", priority `reader`, no state. Throws `option_error` for the options.
 [[nodiscard]] extension progress_bar(progress_bar_options options = {});

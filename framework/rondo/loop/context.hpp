@@ -152,7 +152,15 @@ class context {
   /// throws, training ends with that error. `f` is a callable that returns `task<>`.
   template <class F>
   void spawn(F f) {
-    session_.background->spawn(std::move(f));
+    session_.background->spawn([&s = session_, f = std::move(f)]() mutable -> task<> {
+      std::exception_ptr error;
+      try {
+        co_await f();
+      } catch (...) {
+        error = std::current_exception();
+      }
+      if (error) s.fail(error);
+    });
   }
 
   /// The directory for files, as an absolute path. The first call makes it, removes unfinished files that killed runs left
@@ -184,7 +192,8 @@ class context {
 
   /// The state of the whole run in ppe's layout; tensors are the live ones, not copies.
   [[nodiscard]] state::dict state_dict() const { return session_.state_dict(); }
-  /// Takes a state back. Only while `event::restoring` is being emitted. Throws `state_error`, and has then changed nothing.
+  /// Takes a state back. Only while `event::restoring` is being emitted. Throws `state_error` with the path of what does
+  /// not fit; models and optimizers have then not been changed.
   void load_state_dict(const state::value& state) { session_.load_state_dict(state); }
   /// Records which file the state came from.
   void set_resumed_from(std::filesystem::path file) { session_.resumed_from = std::move(file); }

@@ -66,7 +66,10 @@ class optimizers {
     for (const auto& e : all) all_.push_back(e.value_);
   }
   optimizers(torch::optim::Optimizer& only) : optimizers({entry("main", only)}) {}
-  optimizers(std::shared_ptr<torch::optim::Optimizer> only) : optimizers({entry("main", std::move(only))}) {}
+  /// A `shared_ptr` or `unique_ptr`.
+  template <class Pointer>
+    requires std::convertible_to<Pointer, std::shared_ptr<torch::optim::Optimizer>>
+  optimizers(Pointer only) : optimizers({entry("main", std::move(only))}) {}
 
  private:
   friend class loop;
@@ -79,32 +82,32 @@ class optimizers {
 ///     loop | log_report() | snapshot();
 ///     run_result result = loop.run();
 ///
-/// The range of batches is iterated over once per epoch; it may be any C++20 or range-v3 range (an lvalue is referred to
-/// and must outlive the loop). Stages that have `set_epoch` are told the epoch's index before.
+/// The range of batches is iterated over once per epoch; it may be any C++20 or range-v3 range. A view is copied, a
+/// temporary container is taken over, one with a name is referred to and must outlive the loop. Stages that have `set_epoch` are told the epoch's index before.
 class loop {
  public:
   /// Supervised training: `model->forward(batch.data)` and `loss(output, batch.target)`, averaged as "train/loss".
   template <class Model, class Range, class Loss>
-    requires std::constructible_from<models::entry, std::string, const Model&> && ranges::viewable_range<Range> &&
+    requires std::constructible_from<models::entry, std::string, const Model&> && ranges::range<Range> &&
              (!training_step<Loss, std::decay_t<ranges::range_reference_t<Range>>>)
   loop(const Model& model, optimizers optimizer, Range&& batches, Loss loss, loop_options options)
       : options_(std::move(options)), models_(model), optimizers_(std::move(optimizer)) {
-    supervised_.forward = [model](const at::Tensor& input) -> at::Tensor { return model->forward(input); };
+    supervised_.forward = [model = model](const at::Tensor& input) mutable -> at::Tensor { return model->forward(input); };
     supervised_.loss = [loss](const at::Tensor& output, const at::Tensor& target) mutable -> at::Tensor {
       return detail::call_loss(loss, output, target);
     };
-    auto step = [model, loss](context&, const auto& batch) mutable -> at::Tensor {
+    auto step = [model = model, loss](context&, const auto& batch) mutable -> at::Tensor {
       return detail::call_loss(loss, model->forward(batch.data), batch.target);
     };
-    source_ = std::make_unique<detail::typed_source<Range, decltype(step)>>(std::forward<Range>(batches), std::move(step));
+    source_ = detail::make_source(std::forward<Range>(batches), std::move(step));
   }
 
   /// A custom step, see `training_step`; any number of models and optimizers.
   template <class Range, class Step>
-    requires ranges::viewable_range<Range> && training_step<Step, std::decay_t<ranges::range_reference_t<Range>>>
+    requires ranges::range<Range> && training_step<Step, std::decay_t<ranges::range_reference_t<Range>>>
   loop(models all_models, optimizers all_optimizers, Range&& batches, Step step, loop_options options)
       : options_(std::move(options)), models_(std::move(all_models)), optimizers_(std::move(all_optimizers)) {
-    source_ = std::make_unique<detail::typed_source<Range, Step>>(std::forward<Range>(batches), std::move(step));
+    source_ = detail::make_source(std::forward<Range>(batches), std::move(step));
   }
 
   loop(loop&&) noexcept = default;

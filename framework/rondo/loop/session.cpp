@@ -346,6 +346,7 @@ task<> session::announce_end(std::exception_ptr error) {
 }
 
 task<> session::join_everything() {
+  ending_ = true;
   // Listeners wake up to nullptr and may finish their work; a coroutine that waits for something else is cancelled.
   for (const auto& a : attached_)
     if (a->life && !a->ctx->listening()) a->life->cancel();
@@ -368,7 +369,8 @@ void session::stop(std::string reason) {
 }
 
 void session::fail(std::exception_ptr error) noexcept {
-  if (!failure_) failure_ = std::move(error);
+  const bool cancelled_by_us = ending_ && is_operation_aborted(error);
+  if (!failure_ && !cancelled_by_us) failure_ = std::move(error);
 }
 
 void session::throw_failure() {
@@ -511,6 +513,27 @@ task<> session::update(std::size_t index) {
 
 // ---- state ------------------------------------------------------------------------------------------------------------
 
+namespace {
+
+bool is_empty(const state::value& memory) {
+  const auto* both = memory.get_if<state::dict>();
+  if (both == nullptr) return false;
+  return std::all_of(both->begin(), both->end(), [](const auto& part) {
+    const auto* dict = part.second.template get_if<state::dict>();
+    return dict != nullptr && dict->empty();
+  });
+}
+
+state::dict memory_of(const attachment& a) {
+  auto own = a.what.self()->state_dict();
+  return {{"extension", own ? std::move(*own) : state::value(state::dict())},
+          {"trigger", a.when ? a.when->inner().state_dict() : state::value(state::dict())}};
+}
+
+bool remembers(const attachment& a) { return !is_empty(memory_of(a)); }
+
+}  // namespace
+
 state::dict session::state_dict() const {
   state::dict all_models;
   for (const auto& m : models) all_models.insert_or_assign(m.name, state::module_state(*m.module));
@@ -519,12 +542,7 @@ state::dict session::state_dict() const {
   state::dict objects;
   for (const auto& o : state_objects) objects.insert_or_assign(o.name, o.object.save());
   state::dict extensions;
-  for (const auto& a : attached_) {
-    auto own = a->what.self()->state_dict();
-    state::dict both{{"extension", own ? std::move(*own) : state::value(state::dict())},
-                     {"trigger", a->when ? a->when->inner().state_dict() : state::value(state::dict())}};
-    extensions.insert_or_assign(a->what.name(), std::move(both));
-  }
+  for (const auto& a : attached_) extensions.insert_or_assign(a->what.name(), memory_of(*a));
   state::dict ours{{"format", 1},
                    {"epoch_index", now.epoch_index},
                    {"iteration_in_epoch", now.iteration_in_epoch},
@@ -544,10 +562,14 @@ void session::load_state_dict(const state::value& state) {
   const auto& root = state.as<state::dict>();
   const auto iteration = state.get<std::int64_t>("_start_iteration");
 
-  load_named("models", models, root.at("models"),
-             [](const named_model& m, const state::value& v) { state::load_module_state(*m.module, v); });
-  load_named("optimizers", optimizers, root.at("optimizers"),
-             [](const named_optimizer& o, const state::value& v) { state::load_optimizer_state(*o.optimizer, v); });
+  // Models and optimizers are changed last, and only when everything else has been found good.
+  std::vector<std::function<void()>> prepared;
+  load_named("models", models, root.at("models"), [&](const named_model& m, const state::value& v) {
+    prepared.push_back(state::prepare_module_load(*m.module, v));
+  });
+  load_named("optimizers", optimizers, root.at("optimizers"), [&](const named_optimizer& o, const state::value& v) {
+    prepared.push_back(state::prepare_optimizer_load(*o.optimizer, v));
+  });
   if (const auto* stored = root.find("state_objects"))
     load_named("state_objects", state_objects, *stored,
                [](const named_state& o, const state::value& v) { o.object.load(v); });
@@ -557,6 +579,7 @@ void session::load_state_dict(const state::value& state) {
   execution = stored_execution != nullptr ? stored_execution->as<std::int64_t>() : iteration;
   now.iteration = iteration;
   load_position(root);
+  for (const auto& apply : prepared) apply();
 }
 
 void session::load_extensions(const state::dict& root) {
@@ -567,7 +590,7 @@ void session::load_extensions(const state::dict& root) {
     const auto& name = a->what.name();
     const auto* own = all.find(name);
     if (own == nullptr) {
-      log::warn(fmt::format("the snapshot knows no extension '{}': it starts without a memory", name));
+      if (remembers(*a)) log::warn(fmt::format("the snapshot knows no extension '{}': it starts without a memory", name));
       continue;
     }
     try {
@@ -577,8 +600,8 @@ void session::load_extensions(const state::dict& root) {
       throw e.under("extensions." + name);
     }
   }
-  for (const auto& [key, ignored] : all) {
-    const bool known = std::any_of(attached_.begin(), attached_.end(), [&](const auto& a) { return a->what.name() == key.str(); });
+  for (const auto& [key, memory] : all) {
+    const bool known = is_empty(memory) || std::any_of(attached_.begin(), attached_.end(), [&](const auto& a) { return a->what.name() == key.str(); });
     if (!known) log::warn(fmt::format("the snapshot has a state for the extension '{}', which this loop does not have", key.str()));
   }
 }

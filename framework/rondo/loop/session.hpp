@@ -107,7 +107,8 @@ class session {
   [[nodiscard]] state::dict state_dict() const;
   void load_state_dict(const state::value& state);
   void stop(std::string reason);
-  /// Remembers the first failure of a background coroutine; the loop throws it at the next opportunity.
+  /// Remembers the first failure of a coroutine beside the loop, which throws it at the next opportunity. That a coroutine
+  /// was cancelled because the run is ending is no failure.
   void fail(std::exception_ptr error) noexcept;
   [[nodiscard]] const std::filesystem::path& out();
   [[nodiscard]] asio::thread_pool& pool();
@@ -173,6 +174,7 @@ class session {
   bool iteration_open_ = false;
   bool epoch_open_ = false;
   std::optional<std::size_t> update_open_;
+  bool ending_ = false;
   bool training_begun_ = false;
   bool training_open_ = false;
 };

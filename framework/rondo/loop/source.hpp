@@ -11,7 +11,6 @@
 #include <range/v3/range/access.hpp>
 #include <range/v3/range/concepts.hpp>
 #include <range/v3/range/primitives.hpp>
-#include <range/v3/view/all.hpp>
 #include <type_traits>
 #include <utility>
 
@@ -38,22 +37,18 @@ namespace detail {
 
 /// A range of batches and a step. The range may be anything that range-v3 can iterate over; where it is random access,
 /// going to a batch takes constant time.
-template <ranges::viewable_range Range, class Step>
+template <class View, class Step>
 class typed_source final : public batch_source {
-  using view = ranges::views::all_t<Range>;
-  using batch = std::decay_t<ranges::range_reference_t<view>>;
+  using batch = std::decay_t<ranges::range_reference_t<View>>;
   static_assert(training_step<Step, batch>,
                 "a training step is called with (context&, batch&) and returns a loss tensor, a task<> or nothing");
 
  public:
-  typed_source(Range&& range, Step step)
-      : range_(ranges::views::all(std::forward<Range>(range))), step_(std::move(step)) {}
+  typed_source(View range, Step step) : range_(std::move(range)), step_(std::move(step)) {}
 
   [[nodiscard]] std::optional<std::int64_t> length() const override {
-    if constexpr (ranges::sized_range<const view>)
-      return static_cast<std::int64_t>(ranges::size(range_));
-    else if constexpr (ranges::sized_range<view>)
-      return static_cast<std::int64_t>(ranges::size(const_cast<view&>(range_)));
+    if constexpr (data::detail::sized<View>)
+      return data::detail::size_of(range_);
     else
       return std::nullopt;
   }
@@ -61,7 +56,7 @@ class typed_source final : public batch_source {
   void begin(std::int64_t epoch, std::int64_t skip) override {
     data::set_epoch(range_, epoch);
     at_.emplace(ranges::begin(range_));
-    ranges::advance(*at_, static_cast<ranges::range_difference_t<view>>(skip), ranges::end(range_));
+    ranges::advance(*at_, static_cast<ranges::range_difference_t<View>>(skip), ranges::end(range_));
   }
 
   [[nodiscard]] bool exhausted() override { return *at_ == ranges::end(range_); }
@@ -86,11 +81,17 @@ class typed_source final : public batch_source {
   }
 
  private:
-  view range_;
+  View range_;
   Step step_;
-  std::optional<ranges::iterator_t<view>> at_;
+  std::optional<ranges::iterator_t<View>> at_;
   std::optional<batch> batch_;
 };
+
+template <class Range, class Step>
+std::unique_ptr<batch_source> make_source(Range&& batches, Step step) {
+  using view = data::detail::all_t<Range>;
+  return std::make_unique<typed_source<view, Step>>(data::detail::all(std::forward<Range>(batches)), std::move(step));
+}
 
 /// Calls a loss function with two arguments, whether it is given as such or, as those of `torch::nn::functional`, as a
 /// function with a third one that has a default.

@@ -71,7 +71,7 @@ dict module_state(const torch::nn::Module& module) {
   return names;
 }
 
-void load_module_state(torch::nn::Module& module, const value& state, load_policy policy) {
+std::function<void()> prepare_module_load(torch::nn::Module& module, const value& state, load_policy policy) {
   dict targets = module_state(module);
   dict sources = state.as<dict>();
   if (all_wrapped(sources) && none_wrapped(targets))
@@ -108,8 +108,14 @@ void load_module_state(torch::nn::Module& module, const value& state, load_polic
                       fmt::format("the state does not fit the module ({} problem{}; nothing was changed): {}",
                                   problems.size(), problems.size() == 1 ? "" : "s", fmt::join(problems, "; ")));
 
-  const c10::AutoGradMode no_grad(false);
-  for (auto& [target, source] : copies) target.copy_(source);
+  return [copies = std::move(copies)] {
+    const c10::AutoGradMode no_grad(false);
+    for (const auto& [target, source] : copies) target.copy_(source);
+  };
+}
+
+void load_module_state(torch::nn::Module& module, const value& state, load_policy policy) {
+  prepare_module_load(module, state, policy)();
 }
 
 }  // namespace rondo::state

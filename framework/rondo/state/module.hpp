@@ -2,6 +2,8 @@
 
 #include <torch/nn/module.h>
 
+#include <functional>
+
 #include "rondo/state/value.hpp"
 
 namespace rondo::state {
@@ -34,5 +36,10 @@ inline constexpr load_policy strict{};
 /// is no tensor and every wrong shape or dtype, and then has changed nothing. To be called where nobody else uses the
 /// parameters.
 void load_module_state(torch::nn::Module& module, const value& state, load_policy policy = strict);
+
+/// The checks of `load_module_state` now, the copying when the result is called, which does not throw for reasons of the
+/// state: for loading several objects together or not at all. The module must live until then.
+[[nodiscard]] std::function<void()> prepare_module_load(torch::nn::Module& module, const value& state,
+                                                        load_policy policy = strict);
 
 }  // namespace rondo::state

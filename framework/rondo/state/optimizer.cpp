@@ -562,11 +562,14 @@ loaded<Kind> check(const optim::Optimizer& optimizer, const value& state) {
 }
 
 template <class Kind>
-void load(optim::Optimizer& optimizer, const value& state) {
-  auto checked = check<Kind>(optimizer, state);
-  for (std::size_t g = 0; g < checked.groups.size(); ++g)
-    dynamic_cast<typename Kind::options&>(optimizer.param_groups()[g].options()) = std::move(checked.groups[g]);
-  optimizer.state() = std::move(checked.states);
+std::function<void()> prepare(optim::Optimizer& optimizer, const value& state) {
+  // Shared, because a std::function must be copyable and the states are not.
+  auto checked = std::make_shared<decltype(check<Kind>(optimizer, state))>(check<Kind>(optimizer, state));
+  return [&optimizer, checked] {
+    for (std::size_t g = 0; g < checked->groups.size(); ++g)
+      dynamic_cast<typename Kind::options&>(optimizer.param_groups()[g].options()) = std::move(checked->groups[g]);
+    optimizer.state() = std::move(checked->states);
+  };
 }
 
 }  // namespace
@@ -575,9 +578,11 @@ dict optimizer_state(const optim::Optimizer& optimizer) {
   return with_kind(optimizer, [&]<class Kind>() { return save<Kind>(optimizer); });
 }
 
-void load_optimizer_state(optim::Optimizer& optimizer, const value& state) {
+std::function<void()> prepare_optimizer_load(optim::Optimizer& optimizer, const value& state) {
   const c10::AutoGradMode no_grad(false);
-  with_kind(optimizer, [&]<class Kind>() { load<Kind>(optimizer, state); });
+  return with_kind(optimizer, [&]<class Kind>() { return prepare<Kind>(optimizer, state); });
 }
+
+void load_optimizer_state(optim::Optimizer& optimizer, const value& state) { prepare_optimizer_load(optimizer, state)(); }
 
 }  // namespace rondo::state

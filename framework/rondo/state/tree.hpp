@@ -83,7 +83,9 @@ class basic_dict {
   }
   [[nodiscard]] bool contains(const key& k) const { return index_of(k) != npos; }
   /// Throws `state_error` naming the key and the keys that are there.
-  [[nodiscard]] const basic_value<Tensor>& at(const key& k) const;
+  [[nodiscard]] const basic_value<Tensor>& at(const key& k) const&;
+  /// By value, because the dict is about to go.
+  [[nodiscard]] basic_value<Tensor> at(const key& k) && { return std::as_const(*this).at(k); }
   /// Inserts null when the key is new.
   basic_value<Tensor>& operator[](const key& k);
   void insert_or_assign(key k, basic_value<Tensor> v);
@@ -129,7 +131,8 @@ class basic_value {
     friend bool operator==(const tuple&, const tuple&) = default;
   };
   using dict = basic_dict<Tensor>;
-  using variant = std::variant<std::monostate, bool, std::int64_t, double, std::string, bytes, Tensor, list, tuple, dict>;
+  using variant =
+      std::variant<std::monostate, bool, std::int64_t, double, std::string, bytes, Tensor, list, tuple, dict>;
 
   basic_value() = default;
   basic_value(std::nullptr_t) {}
@@ -166,13 +169,18 @@ class basic_value {
 
   /// The alternative; throws `state_error` that says what was expected and what was found.
   template <class T>
-  [[nodiscard]] const T& as() const {
+  [[nodiscard]] const T& as() const& {
     if (const T* p = get_if<T>()) return *p;
     throw state_error("", "expected " + name_of<T>() + ", found " + type_name());
   }
   template <class T>
-  [[nodiscard]] T& as() {
+  [[nodiscard]] T& as() & {
     return const_cast<T&>(std::as_const(*this).template as<T>());
+  }
+  /// By value, because the node is about to go; so are the following.
+  template <class T>
+  [[nodiscard]] T as() && {
+    return std::move(this->template as<T>());
   }
   /// An int or a float as double. Throws `state_error` otherwise.
   [[nodiscard]] double number() const {
@@ -181,13 +189,18 @@ class basic_value {
   }
 
   /// Shorthand for `as<dict>().at(k)`.
-  [[nodiscard]] const basic_value& at(const key& k) const { return as<dict>().at(k); }
+  [[nodiscard]] const basic_value& at(const key& k) const& { return as<dict>().at(k); }
+  [[nodiscard]] basic_value at(const key& k) && { return std::as_const(*this).at(k); }
   /// The value under `k` as `T`; a wrong type is reported with the key.
   template <class T>
-  [[nodiscard]] const T& get(const key& k) const {
+  [[nodiscard]] const T& get(const key& k) const& {
     const basic_value& v = at(k);
     if (const T* p = v.template get_if<T>()) return *p;
     throw state_error(k.str(), "expected " + name_of<T>() + ", found " + v.type_name());
+  }
+  template <class T>
+  [[nodiscard]] T get(const key& k) && {
+    return std::as_const(*this).template get<T>(k);
   }
 
   [[nodiscard]] const variant& data() const noexcept { return data_; }
@@ -195,7 +208,8 @@ class basic_value {
 
   /// Python's name of the node's type.
   [[nodiscard]] std::string type_name() const {
-    static constexpr const char* names[] = {"None", "bool", "int", "float", "str", "bytes", "Tensor", "list", "tuple", "dict"};
+    static constexpr const char* names[] = {"None",  "bool",   "int",  "float", "str",
+                                            "bytes", "Tensor", "list", "tuple", "dict"};
     return names[data_.index()];
   }
 
@@ -216,7 +230,7 @@ class basic_value {
 };
 
 template <class Tensor>
-const basic_value<Tensor>& basic_dict<Tensor>::at(const key& k) const {
+const basic_value<Tensor>& basic_dict<Tensor>::at(const key& k) const& {
   if (const auto* v = find(k)) return *v;
   std::string known;
   std::size_t shown = 0;
