@@ -1,3 +1,4 @@
+#include <torch/cuda.h>
 #include <torch/types.h>
 
 #include "rondo/state/random.hpp"

@@ -49,23 +49,6 @@ class mode_keeper {
   std::unordered_map<const torch::nn::Module*, bool> training_;
 };
 
-/// Puts the iteration's observations aside, so that a batch can report without touching them.
-class observations_aside {
- public:
-  // A context shows its observations read-only, because extensions add to them by `report`. The object is not const.
-  explicit observations_aside(const context& ctx)
-      : current_(const_cast<observations&>(ctx.reported())), aside_(std::exchange(current_, {})) {}
-  observations_aside(const observations_aside&) = delete;
-  observations_aside& operator=(const observations_aside&) = delete;
-  ~observations_aside() { current_ = std::move(aside_); }
-
-  [[nodiscard]] observations& current() noexcept { return current_; }
-
- private:
-  observations& current_;
-  observations aside_;
-};
-
 }  // namespace
 
 void metric_set::add(std::unique_ptr<base> metric) {
@@ -129,7 +112,7 @@ void evaluation::measure(context& ctx) {
     const c10::AutoGradMode no_gradients(false);
     const mode_keeper modes(ctx);
     modes.evaluate();
-    observations_aside reports(ctx);
+    auto reports = ctx.put_reports_aside();
     if (pass_->run(ctx, reports.current()) == 0)
       throw option_error("batches", "no batch for '" + options_.name + "'",
                          "a range that gives batches every time it is iterated over");

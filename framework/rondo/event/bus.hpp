@@ -105,21 +105,23 @@ class channel final : public channel_base {
   [[nodiscard]] bool empty() const noexcept { return entries_.empty(); }
 
   /// Runs the entries above the snapshot priority. `e` must outlive the returned task.
-  [[nodiscard]] std::optional<task<>> run_above(const E& e) { return run(e, 0, boundary_, &channel::wants); }
+  [[nodiscard]] std::optional<task<>> run_above(const E& e) {
+    if (boundary_ == 0) return std::nullopt;
+    return run(e, part::above, std::nullopt);
+  }
   /// Asks the gates of all the other entries.
   void settle(const E& e) {
     for (std::size_t i = boundary_; i != entries_.size(); ++i) entries_[i].due = wants(entries_[i], e);
   }
   /// Runs the entries that `settle` found due.
   [[nodiscard]] std::optional<task<>> run_settled(const E& e) {
-    return run(e, boundary_, entries_.size(), [](entry& x, const E&) { return x.due; });
+    if (boundary_ == entries_.size()) return std::nullopt;
+    return run(e, part::settled, std::nullopt);
   }
   /// All three.
   [[nodiscard]] std::optional<task<>> run_all(const E& e) {
-    auto above = run_above(e);
-    if (above) return continue_below(std::move(*above), e);
-    settle(e);
-    return run_settled(e);
+    if (entries_.empty()) return std::nullopt;
+    return run(e, part::all, std::nullopt);
   }
 
   /// Tells everybody in order, whatever the others throw: `thrown` gets each exception. For endings that nobody may miss.
@@ -184,10 +186,9 @@ class channel final : public channel_base {
   template <class... Args>
   [[nodiscard]] std::optional<task<>> emit(Args&&... args) {
     if (entries_.empty()) return std::nullopt;
-    held event(*this, std::forward<Args>(args)...);
-    auto rest = run_all(*event);
-    if (rest) return keep(std::move(event), std::move(*rest));
-    return std::nullopt;
+    std::optional<held> event(std::in_place, *this, std::forward<Args>(args)...);
+    const E& e = **event;
+    return run(e, part::all, std::move(event));
   }
 
  private:
@@ -203,7 +204,7 @@ class channel final : public channel_base {
     std::shared_ptr<void> owner;
     std::shared_ptr<gate> gate_owner;
   };
-  using filter = bool (*)(entry&, const E&);
+  enum class part { above, settled, all };
   using busy_listeners = std::vector<listener<E>*>;  // allocates only when one of them suspends
 
   /// Where and why a walk over the entries came to a halt.
@@ -261,23 +262,35 @@ class channel final : public channel_base {
     return x.only_if == nullptr || x.only_if->open();
   }
 
-  std::optional<task<>> run(const E& e, std::size_t begin, std::size_t end, filter due) {
-    if (begin == end) return std::nullopt;
+  /// `owned` is the event, if it is to be kept until the end.
+  std::optional<task<>> run(const E& e, part what, std::optional<held> owned) {
     emitting guard(*this);
     busy_listeners busy;
-    halt stop = advance(e, begin, end, due, busy);
-    if (stop.why == halt::at_end && busy.empty()) return std::nullopt;
-    return finish(std::move(guard), e, std::move(stop), end, due, std::move(busy));
+    halt stop = advance(e, what == part::settled ? boundary_ : 0, what, busy);
+    while (stop.why == halt::at_end && busy.empty()) {
+      if (what != part::all) return std::nullopt;
+      stop = enter_settled(e, what, busy);
+    }
+    return finish(std::move(guard), e, std::move(stop), what, std::move(busy), std::move(owned));
   }
 
-  /// Runs what can run inline, from `i` on. An exception ends the walk at once, but is kept back in `halt::error` while
-  /// listeners still hold the event.
-  halt advance(const E& e, std::size_t i, std::size_t end, filter due, busy_listeners& busy) {
+  /// Begins the second half of `part::all`.
+  halt enter_settled(const E& e, part& what, busy_listeners& busy) {
+    settle(e);
+    what = part::settled;
+    return advance(e, boundary_, what, busy);
+  }
+
+  /// Runs what can run inline, from `i` on, to the end of the half that it is in. An exception ends the walk at once, but
+  /// is kept back in `halt::error` while listeners still hold the event.
+  halt advance(const E& e, std::size_t i, part what, busy_listeners& busy) {
+    const std::size_t end = what == part::settled ? entries_.size() : boundary_;
     try {
       for (; i != end; ++i) {
         entry& x = entries_[i];
         if (!busy.empty() && x.priority != entries_[i - 1].priority) return {halt::at_next_priority, i};
-        if (!due(x, e)) continue;
+        const bool due = what == part::settled ? x.due : wants(x, e);
+        if (!due) continue;
         if (x.start != nullptr) return {halt::at_handler, i};
         tell(x, e, busy);
       }
@@ -299,7 +312,8 @@ class channel final : public channel_base {
     }
   }
 
-  task<> finish([[maybe_unused]] emitting guard, const E& e, halt stop, std::size_t end, filter due, busy_listeners busy) {
+  task<> finish([[maybe_unused]] emitting guard, const E& e, halt stop, part what, busy_listeners busy,
+                [[maybe_unused]] std::optional<held> owned) {
     for (;;) {
       if (stop.why == halt::at_handler) {
         try {
@@ -308,7 +322,7 @@ class channel final : public channel_base {
           stop.error = std::current_exception();
         }
         if (!stop.error) {
-          stop = advance(e, stop.index + 1, end, due, busy);
+          stop = advance(e, stop.index + 1, what, busy);
           continue;
         }
         stop.why = halt::at_end;
@@ -316,19 +330,14 @@ class channel final : public channel_base {
       for (listener<E>* who : busy) co_await who->ack->settled();
       busy.clear();
       if (stop.error) std::rethrow_exception(stop.error);
-      if (stop.why == halt::at_end) co_return;
-      stop = advance(e, stop.index, end, due, busy);
+      if (stop.why == halt::at_next_priority)
+        stop = advance(e, stop.index, what, busy);
+      else if (what == part::all)
+        stop = enter_settled(e, what, busy);
+      else
+        co_return;
     }
   }
-
-  task<> continue_below(task<> above, const E& e) {
-    co_await std::move(above);
-    settle(e);
-    auto below = run_settled(e);
-    if (below) co_await std::move(*below);
-  }
-
-  task<> keep([[maybe_unused]] held event, task<> rest) { co_await std::move(rest); }
 
   std::vector<entry> entries_;
   std::vector<entry> joining_;

@@ -8,9 +8,10 @@
 /// The events that the loop and the ready-made extensions emit. Any other type can be an event as well: it needs no
 /// registration and no base class.
 ///
-/// Events come in pairs: what was announced by `…_started` is always followed by its `…_completed`. An event type with a
+/// Events come in pairs: what was announced by `…_started` is followed by its `…_completed`, once. An event type with a
 /// member `std::exception_ptr error` is a closing event: if `error` is set, the thing ended by an exception, and only
 /// subscribers that asked for it (`context::on_end`) get the event; `context::on` and `context::next` see successes only.
+/// When a subscriber of a closing event throws, those after it do not get that event; they hear of `failed`.
 ///
 /// All are emitted on the training thread, and the emitter waits until every subscriber has acknowledged.
 namespace rondo::event {
@@ -25,7 +26,8 @@ struct training_started {
   std::int64_t epoch;      ///< epochs completed in earlier runs
 };
 
-/// Once per run, the last event of all, also when training failed.
+/// Once per run, the last event of all (only `failed` can follow, when one of its own subscribers threw), also when training
+/// failed. Everybody gets it, whatever the others throw.
 struct training_completed {
   std::int64_t iteration;
   std::int64_t epoch;
@@ -81,13 +83,15 @@ struct evaluation_completed {
   std::exception_ptr error;
 };
 
-/// Once per run when training fails, before `training_completed`: the error that `run()` is going to throw. What a
-/// subscriber throws here is logged and otherwise ignored: it never takes the place of the first error.
+/// Once per run when training fails: the error that `run()` is going to throw. Before `training_completed`, unless ending the
+/// training is what failed. What a subscriber throws here is logged and otherwise ignored: it never takes the place of
+/// the first error.
 struct failed {
   std::exception_ptr cause;
 };
 
-/// When a signal arrives that the loop listens to. SIGINT and SIGTERM have requested a stop already.
+/// When a signal has arrived that the loop listens to, at the end of the iteration. SIGINT and SIGTERM have requested a stop
+/// already.
 struct signal_received {
   int number;
 };

@@ -11,7 +11,8 @@
 
 namespace rondo {
 
-/// What a trigger is: asked exactly once per iteration, after the iteration, it says whether now is the time. It must be
+/// What a trigger is: asked exactly once per iteration, at its end, it says whether now is the time. (As a gate of another
+/// event, `context::on<E>(trigger, …)`, it is asked once per emission instead.) It must be
 /// copyable (a copy has its own memory) and printable. One that remembers anything also has `state_dict()` and
 /// `load_state_dict(const state::value&)`.
 template <class T>

@@ -57,6 +57,7 @@ int context::priority() const noexcept { return self_ != nullptr ? self_->what.p
 
 std::shared_ptr<gate> context::own_gate() const {
   if (self_ == nullptr) return nullptr;
+  self_->when_is_used = true;
   return self_->when;
 }
 

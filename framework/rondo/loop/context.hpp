@@ -28,7 +28,7 @@ class stopped : public error {
 };
 
 /// What an extension, and a user's training step, sees of the run. Valid from `attach` to the end of the run. Everything
-/// here belongs to the training thread; debug builds assert it.
+/// here belongs to the training thread; debug builds assert it where something is changed.
 class context {
  public:
   context(detail::session& s, detail::attachment* self) : session_(s), self_(self) {}
@@ -39,7 +39,7 @@ class context {
 
   /// Iterations done, over all resumes. Within an iteration: those before it.
   [[nodiscard]] std::int64_t iteration() const noexcept { return session_.now.iteration; }
-  /// Iterations done over all runs, also those whose snapshots were lost (ppe's `execution`).
+  /// ppe's `execution`: counted like `iteration()`, from the number that the loaded state says.
   [[nodiscard]] std::int64_t execution() const noexcept { return session_.execution; }
   /// Epochs completed.
   [[nodiscard]] std::int64_t epoch() const noexcept { return session_.now.epoch(); }
@@ -114,6 +114,7 @@ class context {
   /// Reports a number, or a tensor of one element that is not read before somebody asks for it. `weight`: in averages.
   template <class V>
   void report(std::string_view key, const V& value, double weight = 1.0) {
+    session_.assert_home();
     session_.observed.report(key, value, weight);
   }
   template <class T, class V>
@@ -122,6 +123,12 @@ class context {
   }
   /// While the result lives, reported keys get `prefix` in front.
   [[nodiscard]] rondo::observations::scope report_scope(std::string_view prefix) { return {session_.observed, prefix}; }
+
+  /// While the result lives, what has been reported so far is put aside; see `observations::aside`.
+  [[nodiscard]] rondo::observations::aside put_reports_aside() {
+    session_.assert_home();
+    return rondo::observations::aside(session_.observed);
+  }
 
   /// What was reported under `key` in this iteration, as a `T`. Throws `observation_error` listing what there is.
   template <class T = double>
@@ -138,7 +145,10 @@ class context {
   // ---- control ---------------------------------------------------------------------------------------------------
 
   /// Asks for the end of training after this iteration. Everybody still sees the current events. The first reason wins.
-  void stop(std::string reason) { session_.stop(std::move(reason)); }
+  void stop(std::string reason) {
+    session_.assert_home();
+    session_.stop(std::move(reason));
+  }
   [[nodiscard]] bool stop_requested() const noexcept { return session_.stop_reason.has_value(); }
 
   /// Runs `work` on a background thread and comes home with its result. `work` is a named callable; it takes values with
@@ -152,6 +162,7 @@ class context {
   /// throws, training ends with that error. `f` is a callable that returns `task<>`.
   template <class F>
   void spawn(F f) {
+    session_.assert_home();
     session_.background->spawn([&s = session_, f = std::move(f)]() mutable -> task<> {
       std::exception_ptr error;
       try {

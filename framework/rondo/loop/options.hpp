@@ -32,7 +32,7 @@ struct loop_options {
   /// Before each managed update, each gradient element is clamped to ± this. Positive.
   std::optional<double> clip_grad_value = std::nullopt;
   /// Whether SIGINT and SIGTERM stop training after the current iteration while the loop runs. The handlers that were
-  /// installed before are called as well, and are back when the loop has ended; a second signal of the same kind goes to them.
+  /// installed before are called as well; they are back after the first signal, so that a second one goes to them alone.
   bool handle_signals = true;
   /// Threads for `context::offload`. At least 1; started when first needed.
   int background_threads = 2;

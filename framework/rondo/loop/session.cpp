@@ -36,6 +36,10 @@ std::string message_of(const std::exception_ptr& error) {
   }
 }
 
+void log_and_go_on(const std::exception_ptr& error) {
+  log::error("while training was ending, an extension threw: " + message_of(error));
+}
+
 template <class Named>
 void require_names(const char* option, const std::vector<Named>& all) {
   std::set<std::string> seen;
@@ -154,7 +158,13 @@ void session::attach(std::vector<extension> extensions) {
   }
   if (const auto length = source_->length()) now.epoch_length = length;
   for (const auto& e : extensions) attached_.push_back(std::make_unique<attachment>(*this, e));
-  for (const auto& a : attached_) a->what.self()->attach(*a->ctx);
+  for (const auto& a : attached_) {
+    a->what.self()->attach(*a->ctx);
+    const bool ignored = a->when && !a->when_is_used && !a->what.self()->is_coroutine();
+    if (ignored)
+      throw option_error("triggered", fmt::format("{} for the extension '{}'", a->what.when()->str(), a->what.name()),
+                         "only for extensions that act when their trigger fires (context::when_due); this one does not");
+  }
 }
 
 task<> session::restore() {
@@ -183,17 +193,20 @@ task<> session::start_coroutines() {
     });
   }
   while (waiting > 0) co_await asio::post(home, asio::use_awaitable);
-  background->spawn([this] { return watch_signals(); });
+  if (options.handle_signals) {
+    background->spawn([this] { return watch_signals(); });
+    while (!watching_signals_) co_await asio::post(home, asio::use_awaitable);
+  }
   throw_failure();
 }
 
 task<> session::watch_signals() {
-  if (!options.handle_signals) co_return;
   // Gone after the first signal, so that a second one finds whatever was installed before.
   int number = 0;
   void (*previous)(int) = SIG_DFL;
   {
     signal_stream signals(home, {SIGINT, SIGTERM});
+    watching_signals_ = true;
     number = co_await signals.next();
     const struct sigaction before = signals.previous(number);
     if ((before.sa_flags & SA_SIGINFO) == 0) previous = before.sa_handler;
@@ -205,7 +218,6 @@ task<> session::watch_signals() {
 
 task<> session::train() {
   training_begun_ = true;
-  training_open_ = true;
   auto rest = events.emit<event::training_started>(now.iteration, now.epoch());
   if (rest) co_await std::move(*rest);
   begin_clock();
@@ -221,6 +233,11 @@ task<> session::run_epoch() {
     now.epoch_end = false;
   }
   source_->begin(now.epoch_index, now.iteration_in_epoch);
+  if (restored_random_) {
+    // After the range was put into position, which may have drawn numbers.
+    state::load_random_state(*restored_random_);
+    restored_random_.reset();
+  }
   if (source_->exhausted())
     throw option_error("batches", fmt::format("no batch in epoch {} after the first {}", now.epoch_index, now.iteration_in_epoch),
                        "a range that gives batches every time it is iterated over");
@@ -299,25 +316,30 @@ task<> session::end_iteration() {
 task<> session::conclude(std::exception_ptr error) {
   if (!error) {
     try {
-      training_open_ = false;
-      co_await announce_end(nullptr);
+      auto rest = events.drain();
+      if (rest) co_await std::move(*rest);
       throw_failure();
     } catch (...) {
       error = std::current_exception();
     }
   }
-  if (error) co_await announce_end(error);
+  if (error) co_await announce_failure(error);
+  const std::exception_ptr second = co_await announce_end(error);
+  if (!error && second) {
+    error = second;
+    co_await announce_failure(error);
+  }
   co_await join_everything();
-  if (!error) error = failure_;
+  if (!error && failure_) {
+    error = failure_;
+    co_await announce_failure(error);
+  }
+  out_lock_.reset();
   if (error) std::rethrow_exception(error);
 }
 
-task<> session::announce_end(std::exception_ptr error) {
-  const auto log_and_go_on = [](std::exception_ptr second) {
-    log::error("while training was ending, an extension threw: " + message_of(second));
-  };
-  const std::exception_ptr epoch_error =
-      error ? error : std::make_exception_ptr(stopped("training stopped inside the epoch: " + stop_reason.value_or("")));
+/// Closes what the error has broken off, and tells everybody about it.
+task<> session::announce_failure(std::exception_ptr error) {
   if (std::exchange(iteration_open_, false)) {
     if (update_open_) {
       const event::update_completed update{optimizers[*update_open_].name, error};
@@ -326,23 +348,32 @@ task<> session::announce_end(std::exception_ptr error) {
     const event::iteration_completed iteration{now.iteration + 1, error};
     co_await events.channel<event::iteration_completed>().tell_all(iteration, log_and_go_on);
   }
-  if (std::exchange(epoch_open_, false)) {
-    const event::epoch_completed epoch{now.epoch() + 1, epoch_error};
-    co_await events.channel<event::epoch_completed>().tell_all(epoch, log_and_go_on);
-  }
-  const std::string no_reason;
-  const event::training_completed training{now.iteration, now.epoch(), error ? no_reason : *stop_reason, error};
-  if (!error) {
-    auto rest = events.channel<event::training_completed>().run_all(training);
-    if (rest) co_await std::move(*rest);
-    rest = events.drain();
-    if (rest) co_await std::move(*rest);
-    co_return;
-  }
+  co_await close_epoch(error);
   const event::failed failure{error};
   if (training_begun_) co_await events.channel<event::failed>().tell_all(failure, log_and_go_on);
-  if (std::exchange(training_open_, false))
-    co_await events.channel<event::training_completed>().tell_all(training, log_and_go_on);
+}
+
+task<> session::close_epoch(std::exception_ptr reason) {
+  if (!std::exchange(epoch_open_, false)) co_return;
+  const event::epoch_completed epoch{now.epoch_index + 1, reason};
+  co_await events.channel<event::epoch_completed>().tell_all(epoch, log_and_go_on);
+}
+
+/// `training_completed` for everybody; gives the first error that one of them threw.
+task<std::exception_ptr> session::announce_end(std::exception_ptr error) {
+  std::exception_ptr first;
+  if (!training_begun_) co_return first;
+  const std::string reason = error ? "" : *stop_reason;
+  if (!error) co_await close_epoch(std::make_exception_ptr(stopped("training stopped inside the epoch: " + reason)));
+  const event::training_completed training{now.iteration, now.epoch(), reason, error};
+  const auto keep_first = [&](std::exception_ptr thrown) {
+    if (error || first)
+      log_and_go_on(thrown);
+    else
+      first = thrown;
+  };
+  co_await events.channel<event::training_completed>().tell_all(training, keep_first);
+  co_return first;
 }
 
 task<> session::join_everything() {
@@ -488,9 +519,9 @@ std::optional<task<>> session::update_now(std::size_t index) {
   clip(index);
   gradients_of_ = 0;
   const auto& one = optimizers[index];
+  update_open_ = index;
   auto rest = events.emit<event::update_started>(one.name);
   if (rest) return update_after(index, std::move(*rest));
-  update_open_ = index;
   one.optimizer->step();
   update_open_.reset();
   return events.emit<event::update_completed>(one.name, std::exception_ptr());
@@ -499,7 +530,6 @@ std::optional<task<>> session::update_now(std::size_t index) {
 task<> session::update_after(std::size_t index, task<> announced) {
   co_await std::move(announced);
   const auto& one = optimizers[index];
-  update_open_ = index;
   one.optimizer->step();
   update_open_.reset();
   auto rest = events.emit<event::update_completed>(one.name, std::exception_ptr());
@@ -551,6 +581,7 @@ state::dict session::state_dict() const {
                    {"elapsed_time", now.elapsed_time},
                    {"stop_trigger_fired", stop_trigger_fired_},
                    {"stop_trigger", options.stop_trigger ? options.stop_trigger->state_dict() : state::value(state::dict())},
+                   {"gradients", gradients()},
                    {"random", state::random_state()}};
   return {{"_start_iteration", now.iteration}, {"_start_execution", execution},  {"models", std::move(all_models)},
           {"optimizers", std::move(all_optimizers)}, {"state_objects", std::move(objects)},
@@ -558,7 +589,7 @@ state::dict session::state_dict() const {
 }
 
 void session::load_state_dict(const state::value& state) {
-  if (training_open_) throw error("load_state_dict: a state can only be loaded before training starts");
+  if (training_begun_) throw error("load_state_dict: a state can only be loaded before training starts");
   const auto& root = state.as<state::dict>();
   const auto iteration = state.get<std::int64_t>("_start_iteration");
 
@@ -636,7 +667,40 @@ void session::load_position(const state::dict& root) {
       throw e.under("rondo.stop_trigger");
     }
   }
-  state::load_random_state(ours->at("random"));
+  restored_random_ = ours->at("random");
+  load_gradients(*ours);
+}
+
+// A snapshot inside an accumulation window carries the gradients that wait for the update.
+state::value session::gradients() const {
+  if (gradients_of_ == 0) return {};
+  state::list all;
+  for (const auto& group : optimizers[0].optimizer->param_groups()) {
+    for (const auto& parameter : group.params()) {
+      auto& stored = all.emplace_back();
+      if (parameter.grad().defined()) stored = parameter.grad().detach();
+    }
+  }
+  return state::dict{{"iterations", gradients_of_}, {"tensors", std::move(all)}};
+}
+
+void session::load_gradients(const state::value& ours) {
+  const auto* stored = ours.as<state::dict>().find("gradients");
+  if (stored == nullptr || stored->is_null()) return;
+  const auto& tensors = stored->get<state::list>("tensors");
+  std::vector<at::Tensor> parameters;
+  for (const auto& group : optimizers.at(0).optimizer->param_groups())
+    parameters.insert(parameters.end(), group.params().begin(), group.params().end());
+  if (tensors.size() != parameters.size())
+    throw state_error("rondo.gradients", fmt::format("expected {} tensors, one per parameter, found {}", parameters.size(), tensors.size()));
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    if (tensors[i].is_null()) continue;
+    const auto& gradient = tensors[i].as<at::Tensor>();
+    if (gradient.sizes() != parameters[i].sizes())
+      throw state_error(fmt::format("rondo.gradients.{}", i), "has another shape than the parameter");
+    parameters[i].mutable_grad() = gradient.to(parameters[i].device(), parameters[i].scalar_type(), false, true);
+  }
+  gradients_of_ = stored->get<std::int64_t>("iterations");
 }
 
 }  // namespace rondo::detail

@@ -57,8 +57,9 @@ class batch_source {
   virtual void begin(std::int64_t epoch, std::int64_t skip) = 0;
   /// Whether the epoch has no further batch.
   [[nodiscard]] virtual bool exhausted() = 0;
-  /// Trains on the current batch and goes to the next one.
+  /// Trains on the current batch.
   [[nodiscard]] virtual std::optional<task<>> step(session& s) = 0;
+  /// Goes to the next batch.
   virtual void advance() = 0;
 };
 
@@ -89,6 +90,7 @@ struct attachment {
 
   extension what;
   std::shared_ptr<trigger_gate> when;  ///< of the extension as a whole; may be null
+  bool when_is_used = false;
   acknowledgement ack;
   std::unique_ptr<context> ctx;
   std::unique_ptr<scope> life;  ///< of its coroutine
@@ -148,7 +150,11 @@ class session {
   task<> end_iteration();
   task<> watch_signals();
   task<> conclude(std::exception_ptr error);
-  task<> announce_end(std::exception_ptr error);
+  task<> announce_failure(std::exception_ptr error);
+  task<> close_epoch(std::exception_ptr reason);
+  task<std::exception_ptr> announce_end(std::exception_ptr error);
+  [[nodiscard]] state::value gradients() const;
+  void load_gradients(const state::value& ours);
   task<> join_everything();
   void decide_stop();
   void load_extensions(const state::dict& root);
@@ -174,9 +180,10 @@ class session {
   bool iteration_open_ = false;
   bool epoch_open_ = false;
   std::optional<std::size_t> update_open_;
+  bool watching_signals_ = false;
   bool ending_ = false;
+  std::optional<state::value> restored_random_;
   bool training_begun_ = false;
-  bool training_open_ = false;
 };
 
 }  // namespace detail

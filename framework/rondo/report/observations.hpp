@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -29,7 +30,7 @@ struct observable {
   std::string_view name;
 };
 
-/// One reported number. A tensor stays where it is (on its device, unsynchronised) until somebody reads it.
+/// One reported number. A device tensor stays on its device, unsynchronised, until somebody reads it.
 class observation {
  public:
   observation() = default;
@@ -57,7 +58,8 @@ class observations {
   void report(std::string_view key, V value, double weight = 1.0) {
     slot(key) = observation(static_cast<double>(value), weight);
   }
-  /// The same for a tensor of one element; it is detached and not read. Throws `observation_error` when it has more.
+  /// The same for a tensor of one element. A device tensor is copied on its device and not waited for; one on the CPU is
+  /// read at once. Throws `observation_error` when it has more elements.
   void report(std::string_view key, const at::Tensor& scalar, double weight = 1.0);
 
   /// nullptr when `key` has not been reported in this iteration.
@@ -88,6 +90,10 @@ class observations {
     std::size_t outer_;
   };
 
+  /// While it lives, what had been reported before it is put aside: the observations begin empty, and are what they were
+  /// when it goes. For whoever lets somebody else report and looks at the result first, such as an evaluator.
+  class aside;
+
  private:
   struct entry {
     std::string key;
@@ -99,6 +105,21 @@ class observations {
 
   std::vector<entry> entries_;  // few keys, the same ones each time: kept between iterations, found by a scan
   std::string prefix_;
+};
+
+class observations::aside {
+ public:
+  explicit aside(observations& where) : where_(where), before_(std::exchange(where, {})) {}
+  ~aside() { where_ = std::move(before_); }
+  aside(const aside&) = delete;
+  aside& operator=(const aside&) = delete;
+
+  /// What has been reported since.
+  [[nodiscard]] observations& current() noexcept { return where_; }
+
+ private:
+  observations& where_;
+  observations before_;
 };
 
 }  // namespace rondo

@@ -75,6 +75,9 @@ void summary_table::add(const std::string& key, const observation& value) {
     if (pending_.size() >= pending_limit) settle();
     return;
   }
+  // In the order of the reports, so that sums have the same bits whenever somebody looks.
+  const bool waits = std::any_of(pending_.begin(), pending_.end(), [&](const pending& p) { return p.key == key; });
+  if (waits) settle();
   slot(key).add(value.value(), value.weight());
 }
 

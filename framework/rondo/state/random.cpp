@@ -1,5 +1,6 @@
 #include "rondo/state/random.hpp"
 
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
 #include <ATen/core/Generator.h>
 #include <c10/util/Exception.h>
@@ -35,16 +36,20 @@ void set_state(at::Generator generator, const at::Tensor& state) {
 
 /// The state as a tensor of its own that a generator of this kind accepts. LibTorch checks only while it sets a state,
 /// so a copy of the generator tries it.
+/// A generator of the same kind, to try a state on. Made afresh for the CPU, because LibTorch 1.13 leaks clones.
+at::Generator spare_generator(at::Generator generator) {
+  if (generator.device().is_cpu()) return at::make_generator<at::CPUGeneratorImpl>();
+  const std::scoped_lock lock(generator.mutex());
+  return generator.clone();
+}
+
 at::Tensor checked(at::Generator generator, const value& state, const std::string& key) {
   const at::Tensor* given = state.get_if<at::Tensor>();
   if (given == nullptr) throw state_error(key, "expected a uint8 Tensor, found " + state.type_name());
   if (!has_plain_bytes(*given) || given->scalar_type() != at::kByte || given->dim() != 1)
     throw state_error(key, "a generator's state is a dense uint8 tensor of one dimension");
   at::Tensor bytes = plain_bytes(*given).clone();
-  at::Generator trial = [&] {
-    const std::scoped_lock lock(generator.mutex());
-    return generator.clone();
-  }();
+  at::Generator trial = spare_generator(generator);
   try {
     set_state(trial, bytes);
   } catch (const c10::Error& e) {

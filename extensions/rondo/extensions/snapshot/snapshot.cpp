@@ -53,6 +53,7 @@ class snapshot_extension {
 
   void attach(context& ctx) {
     directory_.emplace(ctx.out(), names_, !options_.savefun);
+    if (!options_.autoload) warn_about_earlier_run();
     if (options_.autoload) ctx.on<event::restoring>([this, &ctx]() -> task<> { return autoload(ctx); });
     ctx.when_due([this, &ctx]() -> task<> { return take(ctx); });
     if (options_.snapshot_on_error) ctx.on<event::failed>([this, &ctx]() -> task<> { return take_after_error(ctx); });
@@ -109,12 +110,21 @@ class snapshot_extension {
     }
   }
 
+  /// Snapshots that this run does not go on from would win over its own at the next autoload.
+  void warn_about_earlier_run() {
+    const auto earlier = directory_->list();
+    if (earlier.empty()) return;
+    log::warn(fmt::format("'{}' holds {} snapshots of an earlier run, the newest of iteration {}; this run starts afresh beside "
+                          "them. A later autoload goes on from the highest iteration: move them away if it should not be theirs",
+                          earlier.front().path.parent_path().string(), earlier.size(), earlier.front().iteration));
+  }
+
   // ---- taking --------------------------------------------------------------------------------------------------------
 
   task<> take(context& ctx) {
     if (options_.condition && !options_.condition()) co_return;
     co_await write(ctx, ctx.out() / file_name(ctx), false);
-    if (options_.n_retains != -1) directory_->retain(options_.n_retains);
+    if (options_.n_retains != -1) directory_->retain(options_.n_retains, ctx.iteration());
   }
 
   task<> take_after_error(context& ctx) {
@@ -191,7 +201,7 @@ class snapshot_extension {
                                        "and optimizer that it was made with, or use another output directory",
                                        path.string(), e.what()));
     }
-    ctx.set_resumed_from(path);
+    if (std::holds_alternative<std::monostate>(options_.target)) ctx.set_resumed_from(path);
   }
 
   static snapshot_error all_rejected(context& ctx, const std::vector<extensions::rejected_snapshot>& rejected) {

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <fstream>
+#include <string_view>
 
 #include "rondo/checkpoint/reader.hpp"
 #include "rondo/log.hpp"
@@ -13,6 +15,15 @@ namespace {
 
 std::int64_t modification_time(const std::filesystem::path& file) {
   return static_cast<std::int64_t>(std::filesystem::last_write_time(file).time_since_epoch().count());
+}
+
+/// Whether the first record of a zip archive is the pickle of a checkpoint: true for damaged checkpoints too, if not at
+/// their very beginning, and false for all other files.
+bool begins_like_a_checkpoint(const std::filesystem::path& file) {
+  char head[128] = {};
+  std::ifstream(file, std::ios::binary).read(head, sizeof(head));
+  const std::string_view bytes(head, sizeof(head));
+  return bytes.starts_with("PK\x03\x04") && bytes.find("/data.pkl") != std::string_view::npos;
 }
 
 }  // namespace
@@ -26,15 +37,13 @@ std::vector<snapshot_candidate> snapshot_directory::list(std::vector<rejected_sn
   const auto files = writing::posix_file_system();
   for (const auto& entry : files->list(directory_)) {
     const std::string& name = entry.name;
-    const bool ours = entry.kind == writing::file_kind::regular && (names_ ? names_->parse(name).has_value() : !name.starts_with('.'));
-    if (!ours) continue;
+    if (entry.kind != writing::file_kind::regular || !may_be_ours(name)) continue;
     const auto path = directory_ / name;
     try {
       const auto iteration = has_manifest_ ? iteration_inside(path, entry.size) : iteration_in_name(name);
       if (iteration) found.push_back({path, *iteration});
     } catch (const error& e) {
-      // Without a template every file in the directory is looked at, and most are none of ours.
-      if (names_ && rejected != nullptr) rejected->push_back({path, e.what()});
+      if (rejected != nullptr) rejected->push_back({path, e.what()});
     }
   }
   std::sort(found.begin(), found.end(), [](const auto& a, const auto& b) {
@@ -43,14 +52,20 @@ std::vector<snapshot_candidate> snapshot_directory::list(std::vector<rejected_sn
   return found;
 }
 
-void snapshot_directory::retain(std::int64_t keep) {
-  const auto all = list();
+void snapshot_directory::retain(std::int64_t keep, std::int64_t now) {
+  auto all = list();
+  std::erase_if(all, [now](const snapshot_candidate& c) { return c.iteration > now; });
   for (std::size_t i = static_cast<std::size_t>(keep); i < all.size(); ++i) {
     std::error_code failed;
     std::filesystem::remove(all[i].path, failed);
     if (failed) log::warn(fmt::format("the old snapshot '{}' cannot be removed: {}", all[i].path.string(), failed.message()));
     known_.erase(all[i].path.filename().string());
   }
+}
+
+bool snapshot_directory::may_be_ours(const std::string& name) const {
+  if (names_) return names_->parse(name).has_value();
+  return !name.starts_with('.') && begins_like_a_checkpoint(directory_ / name);
 }
 
 std::optional<std::int64_t> snapshot_directory::iteration_in_name(const std::string& name) const {

@@ -36,8 +36,9 @@ class snapshot_directory {
   /// Files that cannot be read as snapshots are put into `rejected`.
   [[nodiscard]] std::vector<snapshot_candidate> list(std::vector<rejected_snapshot>* rejected = nullptr);
 
-  /// Removes all but the `keep` newest. What is not there any more, or cannot be removed, is passed over with a warning.
-  void retain(std::int64_t keep);
+  /// Removes all but the `keep` newest among those up to iteration `now`: later ones belong to an earlier run that went
+  /// further, and are neither counted nor touched. One that cannot be removed is passed over with a warning.
+  void retain(std::int64_t keep, std::int64_t now);
 
  private:
   struct known {
@@ -46,6 +47,7 @@ class snapshot_directory {
     std::optional<std::int64_t> iteration;  // none: taken in the middle of one
   };
 
+  [[nodiscard]] bool may_be_ours(const std::string& name) const;
   [[nodiscard]] std::optional<std::int64_t> iteration_in_name(const std::string& name) const;
   [[nodiscard]] std::optional<std::int64_t> iteration_inside(const std::filesystem::path& file, std::uint64_t size);
 
