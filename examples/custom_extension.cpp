@@ -3,7 +3,7 @@
 //
 // Fits y = 3x - 1 with noise. Should end with a line like
 //
-//   stopped after epoch 12: validation/loss flat at epoch 12; y = 3.0 x + -1.0
+//   stopped after epoch 8: validation/loss flat at epoch 8; y = 3.0 x + -1.0
 
 #include <fmt/format.h>
 #include <torch/nn.h>

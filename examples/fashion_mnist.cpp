@@ -80,6 +80,7 @@ struct cnn_net : torch::nn::Module {
 settings parse(int argc, char** argv) {
   settings s;
   CLI::App app("Trains a network on Fashion-MNIST, with snapshots that survive anything.");
+  app.option_defaults()->take_last();
   app.add_option("--data", s.data, "folder with the IDX files, plain or .gz")->capture_default_str();
   app.add_option("--out", s.out, "folder for log and snapshots")->capture_default_str();
   app.add_option("--epochs", s.epochs, "epochs to train")->check(CLI::Range(std::int64_t{1}, std::int64_t{1000000}))->capture_default_str();

@@ -737,3 +737,95 @@ TEST_CASE("a state of another model or with missing parts is refused with the pa
   broken.as<state::dict>()["models"] = state::dict{};
   REQUIRE(contains(load(broken), "models.main"));
 }
+
+TEST_CASE("a trigger given to an extension that never acts when due is refused, not ignored", "[loop][options]") {
+  auto l = counting_loop(2, {.max_epochs = 1});
+  l | make_extension("deaf", [](context&) {}).triggered(every(1_epochs));
+  const auto what = message_of<option_error>([&] { l.run(); });
+  REQUIRE(contains(what, "deaf"));
+  REQUIRE(contains(what, "every 1 epochs"));
+}
+
+TEST_CASE("a resume inside an accumulation window ends with the same bits", "[loop][resume]") {
+  const auto train = [](const problem& p, std::int64_t iterations, const state::value* from, state::value* saved) {
+    rondo::loop l(p.model, p.optimizer, p.batches(), torch::nn::functional::mse_loss,
+                  {.max_iterations = iterations, .accumulate = 3});
+    l | make_extension("save", [&](context& ctx) {
+          if (from != nullptr) ctx.on<event::restoring>([&] { ctx.load_state_dict(*from); });
+          ctx.when_due([&] {
+            if (saved != nullptr) *saved = state::clone(ctx.state_dict());
+          });
+        }).at_priority(priority::snapshot);
+    l.run();
+  };
+  problem unbroken;
+  train(unbroken, 20, nullptr, nullptr);
+  for (std::int64_t k = 1; k < 20; ++k) {
+    INFO("taken up after iteration " << k);
+    state::value saved;
+    problem first;
+    train(first, k, nullptr, &saved);
+    problem second;
+    train(second, 20, &saved, nullptr);
+    REQUIRE(second.digest() == unbroken.digest());
+  }
+}
+
+TEST_CASE("a stream that draws from LibTorch's generator goes on with the same numbers", "[loop][resume]") {
+  const auto train = [](std::int64_t iterations, const state::value* from, state::value* saved) {
+    torch::manual_seed(5);
+    std::vector<double> seen;
+    auto numbers = ranges::views::generate_n([] { return torch::rand({}).item<double>(); }, 10);
+    auto step = [&](context&, const double& x) { seen.push_back(x + torch::rand({}).item<double>()); };
+    rondo::loop l(models{}, optimizers{}, numbers, step, {.max_iterations = iterations});
+    l | make_extension("save", [&](context& ctx) {
+          if (from != nullptr) ctx.on<event::restoring>([&] { ctx.load_state_dict(*from); });
+          ctx.when_due([&] {
+            if (saved != nullptr) *saved = state::clone(ctx.state_dict());
+          });
+        }).at_priority(priority::snapshot);
+    l.run();
+    return seen;
+  };
+  const auto unbroken = train(10, nullptr, nullptr);
+  state::value saved;
+  static_cast<void>(train(4, nullptr, &saved));
+  const auto rest = train(10, &saved, nullptr);
+  REQUIRE(rest == std::vector<double>(unbroken.begin() + 4, unbroken.end()));
+}
+
+TEST_CASE("a signal in the first iteration stops the loop", "[loop][signals]") {
+  struct sigaction by_default {};  // the test runner has a handler of its own, which would be called as well
+  struct sigaction original {};
+  by_default.sa_handler = SIG_DFL;
+  sigaction(SIGINT, &by_default, &original);
+  bool stopped_early = false;
+  auto step = [&](context& ctx, const std::int64_t&) -> task<> {
+    if (ctx.iteration() == 0) std::raise(SIGINT);
+    co_await sleep_for(std::chrono::milliseconds(1));
+  };
+  rondo::loop l(models{}, optimizers{}, ranges::views::iota(std::int64_t{0}, std::int64_t{1000}), step, {.max_epochs = 1});
+  l | make_extension("watch", [&](context& ctx) {
+    ctx.on<event::training_completed>([&] { stopped_early = ctx.iteration() < 1000; });
+  });
+  const auto result = l.run();
+  sigaction(SIGINT, &original, nullptr);
+  REQUIRE(result.stop_reason == "SIGINT");
+  REQUIRE(stopped_early);
+}
+
+TEST_CASE("everybody hears of the end, whatever the others throw", "[loop][error]") {
+  journal seen;
+  auto l = counting_loop(2, {.max_epochs = 1});
+  l | make_extension("breaks", [](context& ctx) {
+    ctx.on<event::training_completed>([] { throw std::runtime_error("at the end"); });
+  }) | make_extension("after", [&](context& ctx) {
+    ctx.on<event::training_completed>([&] { seen.push_back("completed"); });
+    ctx.on<event::failed>([&] { seen.push_back("failed"); });
+  }) | make_extension("late", [&](context& ctx) -> task<> {
+    while ([[maybe_unused]] const auto* epoch = co_await ctx.next<event::epoch_completed>()) seen.push_back("epoch");
+    seen.push_back("wakes up");
+  });
+  REQUIRE(message_of<std::runtime_error>([&] { l.run(); }) == "at the end");
+  REQUIRE(seen == journal{"epoch", "completed", "failed", "wakes up"});
+}

@@ -428,3 +428,38 @@ torch.save({'weight': model.weight.data, 'bias': model.bias.data, 'next': torch.
   REQUIRE(torch::equal(python.get<at::Tensor>("bias"), p.model->bias.detach()));
   REQUIRE(torch::equal(python.get<at::Tensor>("next"), next));
 }
+
+TEST_CASE("a fresh run beside an earlier one that went further keeps its own snapshots, and the other's", "[snapshot]") {
+  const temporary_directory dir;
+  train(dir.path(), 20, {.n_retains = 2}, 5);
+  REQUIRE(files_in(dir.path()) == names{"snapshot_iter_15", "snapshot_iter_20"});
+  train(dir.path(), 8, {.n_retains = 2});
+  REQUIRE(files_in(dir.path()) == names{"snapshot_iter_15", "snapshot_iter_20", "snapshot_iter_6", "snapshot_iter_8"});
+}
+
+TEST_CASE("damaged snapshots with names from a callable are not taken for foreign files", "[snapshot][resume]") {
+  const temporary_directory dir;
+  const auto name = [](const context& ctx) { return "s" + std::to_string(ctx.iteration()) + ".pt"; };
+  train(dir.path(), 4, {.filename = name});
+  std::ofstream(dir / "notes.txt") << "not ours";
+  truncate_file(dir / "s4.pt", 200);
+  REQUIRE(train(dir.path(), 5, {.filename = name, .autoload = true}, 100).resumed_from == dir / "s2.pt");
+  truncate_file(dir / "s2.pt", 200);
+  const auto what = message_of<snapshot_error>([&] { train(dir.path(), 5, {.filename = name, .autoload = true}, 100); });
+  REQUIRE(contains(what, "s2.pt"));
+  REQUIRE_FALSE(contains(what, "notes.txt"));
+}
+
+TEST_CASE("a failed load leaves the model untouched although its own part would fit", "[snapshot][resume]") {
+  const temporary_directory dir;
+  train(dir.path(), 2, {});
+  problem p;
+  const auto before = p.digest();
+  torch::optim::Adam two_groups({torch::optim::OptimizerParamGroup({p.model->weight}), torch::optim::OptimizerParamGroup({p.model->bias})},
+                                torch::optim::AdamOptions(0.05));
+  rondo::loop l(p.model, two_groups, data::tensor_dataset(p.x, p.y) | data::batch(4), torch::nn::functional::mse_loss,
+                {.max_iterations = 4, .out = dir.path()});
+  l | snapshot({.autoload = true});
+  REQUIRE_THROWS_AS(l.run(), snapshot_error);
+  REQUIRE(p.digest() == before);
+}

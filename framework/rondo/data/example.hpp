@@ -52,7 +52,7 @@ concept counts_itself = requires(const Batch& batch) {
 };
 
 inline at::Tensor move_tensor(at::Tensor tensor, at::Device device) {
-  if (!tensor.defined()) return tensor;
+  if (!tensor.defined() || tensor.device() == device) return tensor;  // `to` would cost a microsecond to find that out
   // A non-blocking copy to the CPU may be read before it is complete; towards a device the stream keeps the order.
   return tensor.to(at::TensorOptions().device(device), /*non_blocking=*/!device.is_cpu());
 }
