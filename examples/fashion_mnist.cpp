@@ -167,6 +167,10 @@ int train(const settings& s) {
       {"stop_reason", result.stop_reason},
       {"state_digest", rondo::state::digest_of(state)}};
   std::cout << summary.dump() << std::endl;
+  if (!std::cout) {
+    std::cerr << "fashion_mnist: the result cannot be written to stdout\n";
+    return 1;
+  }
   return 0;
 }
 
@@ -175,6 +179,7 @@ int train(const settings& s) {
 int main(int argc, char** argv) {
   const settings s = parse(argc, argv);
   try {
+    if (!(s.lr > 0 && s.lr <= 1e6)) throw rondo::option_error("--lr", std::to_string(s.lr), "a positive number up to 1e6");
     if (s.threads > 0) torch::set_num_threads(s.threads);
     torch::manual_seed(s.seed);
     return s.model == "mlp" ? train<mlp_net>(s) : train<cnn_net>(s);

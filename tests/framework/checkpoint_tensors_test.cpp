@@ -370,21 +370,28 @@ for i in range(int(sys.argv[2])):
   REQUIRE(result.status == 0);
   REQUIRE(cases.size() == 9);
 
+  std::size_t compared_exactly = 0;
   for (std::size_t i = 0; i < cases.size(); ++i) {
     CAPTURE(cases[i].name);
+    const auto python_end = read(file(i, "_py6.pt"));
+    const auto python_six = restored(cases[i], python_end);
     const auto continued_by_python = restored(cases[i], read(file(i, "_cpp3py3.pt")));
-    if (!cases[i].bits_equal_python) {
-      const auto weight = cpp_six[i].at("model").at("0.weight").as<at::Tensor>();
-      CHECK(torch::allclose(continued_by_python.model->parameters()[0], weight, 1e-3, 1e-4));
-      continue;
-    }
-    CHECK(state::digest_of(everything(continued_by_python)) == state::digest_of(cpp_six[i]));
-
     auto continued_by_cpp = restored(cases[i], read(file(i, "_py3.pt")));
     continued_by_cpp.steps(3);
-    const auto python_six = restored(cases[i], read(file(i, "_py6.pt")));
-    CHECK(state::digest_of(everything(continued_by_cpp)) == state::digest_of(everything(python_six)));
+
+    // Python's optimizers and C++'s may round differently (since LibTorch 2, Python's Adam averages with lerp_). Then no
+    // two runs without a handover agree to the last bit, and none with one can.
+    if (state::digest_of(python_end.at("model")) == state::digest_of(cpp_six[i].at("model"))) {
+      ++compared_exactly;
+      CHECK(state::digest_of(everything(continued_by_python)) == state::digest_of(cpp_six[i]));
+      CHECK(state::digest_of(everything(continued_by_cpp)) == state::digest_of(everything(python_six)));
+    } else {
+      const auto weight = cpp_six[i].at("model").at("0.weight").as<at::Tensor>();
+      CHECK(torch::allclose(continued_by_python.model->parameters()[0], weight, 1e-3, 1e-4));
+      CHECK(torch::allclose(continued_by_cpp.model->parameters()[0], weight, 1e-3, 1e-4));
+    }
   }
+  CHECK(compared_exactly >= 4);  // SGD, Adagrad and plain LBFGS round alike in all of LibTorch 1.13 to 2.6
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include <asio/steady_timer.hpp>
 #include <asio/use_awaitable.hpp>
 #include <csignal>
+#include <list>
 #include <range/v3/view/filter.hpp>
 #include <range/v3/view/generate_n.hpp>
 #include <range/v3/view/iota.hpp>
@@ -828,4 +829,80 @@ TEST_CASE("everybody hears of the end, whatever the others throw", "[loop][error
   });
   REQUIRE(message_of<std::runtime_error>([&] { l.run(); }) == "at the end");
   REQUIRE(seen == journal{"epoch", "completed", "failed", "wakes up"});
+}
+
+TEST_CASE("epochs of different lengths are resumed where they were", "[loop][resume]") {
+  // Four batches in the first epoch, seven in the others.
+  struct growing : ranges::view_interface<growing> {
+    void set_epoch(std::int64_t e) { epoch = e; }
+    [[nodiscard]] auto begin() const { return ranges::begin(numbers()); }
+    [[nodiscard]] auto end() const { return ranges::end(numbers()); }
+    [[nodiscard]] const std::list<std::int64_t>& numbers() const {
+      static const std::list<std::int64_t> few{0, 1, 2, 3};
+      static const std::list<std::int64_t> many{0, 1, 2, 3, 4, 5, 6};
+      return epoch == 0 ? few : many;
+    }
+    std::size_t size() const = delete;
+    std::int64_t epoch = 0;
+  };
+  const auto train = [](std::int64_t iterations, const state::value* from, state::value* saved) {
+    journal seen;
+    auto step = [&](context&, const std::int64_t& i) { seen.push_back(std::to_string(i)); };
+    rondo::loop l(models{}, optimizers{}, growing(), step, {.max_iterations = iterations});
+    l | make_extension("save", [&](context& ctx) {
+          if (from != nullptr) ctx.on<event::restoring>([&] { ctx.load_state_dict(*from); });
+          ctx.on<event::epoch_completed>([&](const auto& e) { seen.push_back("epoch " + std::to_string(e.epoch)); });
+          ctx.on<event::training_completed>([&] {
+            if (saved != nullptr) *saved = state::clone(ctx.state_dict());
+          });
+        });
+    l.run();
+    return seen;
+  };
+  const auto unbroken = train(18, nullptr, nullptr);
+  for (std::int64_t k = 1; k < 18; ++k) {
+    INFO("taken up after iteration " << k);
+    state::value saved;
+    auto both = train(k, nullptr, &saved);
+    const auto rest = train(18, &saved, nullptr);
+    both.insert(both.end(), rest.begin(), rest.end());
+    REQUIRE(both == unbroken);
+  }
+}
+
+TEST_CASE("gradients of another accumulation window are refused", "[loop][resume]") {
+  const auto run = [](std::int64_t accumulate, std::int64_t iterations, const state::value* from, state::value* saved) {
+    problem p;
+    rondo::loop l(p.model, p.optimizer, p.batches(), torch::nn::functional::mse_loss,
+                  {.max_iterations = iterations, .accumulate = accumulate});
+    l | make_extension("save", [&](context& ctx) {
+          if (from != nullptr) ctx.on<event::restoring>([&] { ctx.load_state_dict(*from); });
+          ctx.when_due([&] {
+            if (saved != nullptr) *saved = state::clone(ctx.state_dict());
+          });
+        });
+    l.run();
+  };
+  state::value saved;
+  run(4, 3, nullptr, &saved);
+  REQUIRE(contains(message_of<state_error>([&] { run(2, 6, &saved, nullptr); }), "accumulate = 4"));
+}
+
+TEST_CASE("the trigger of a single subscription is asked at every emission, an extension's own once per iteration", "[loop][trigger]") {
+  struct ping {};
+  int fired = 0;
+  int own = 0;
+  auto l = counting_loop(2, {.max_epochs = 1});
+  l | make_extension("emitter", [&](context& ctx) {
+    ctx.on<event::iteration_completed>([&] {
+      for (int i = 0; i < 3; ++i) static_cast<void>(ctx.emit<ping>());
+    });
+    ctx.on<ping>(once(), [&] { ++fired; });
+  }) | make_extension("twice", [&](context& ctx) {
+    ctx.when_due([&] { ++own; });
+    ctx.when_due([&] { ++own; });
+  }).triggered(once());
+  l.run();
+  REQUIRE(fired == 1);
+  REQUIRE(own == 2);
 }

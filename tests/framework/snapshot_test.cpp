@@ -463,3 +463,85 @@ TEST_CASE("a failed load leaves the model untouched although its own part would 
   REQUIRE_THROWS_AS(l.run(), snapshot_error);
   REQUIRE(p.digest() == before);
 }
+
+TEST_CASE("snapshots of several extensions in one directory are told apart", "[snapshot][resume]") {
+  const temporary_directory dir;
+  const auto name = [](const context& ctx) { return "run_" + std::to_string(ctx.iteration()); };
+  const auto run = [&](std::int64_t iterations) {
+    problem p;
+    auto l = p.loop(dir.path(), iterations);
+    l | snapshot_object(p.model, "weights_{iteration}").triggered(every(2_iterations));
+    l | snapshot({.filename = name, .n_retains = 1, .autoload = true}).triggered(every(2_iterations));
+    return l.run();
+  };
+  run(4);
+  REQUIRE(files_in(dir.path()) == names{"run_4", "weights_2", "weights_4"});
+  REQUIRE(run(6).resumed_from == dir / "run_4");
+}
+
+TEST_CASE("an extension does not replace the snapshot of another one", "[snapshot][error]") {
+  const temporary_directory dir;
+  problem p;
+  auto l = p.loop(dir.path(), 4);
+  l | snapshot().triggered(every(2_iterations));
+  l | snapshot_object(p.model, "snapshot_iter_{iteration}").triggered(every(2_iterations));
+  const auto what = message_of<snapshot_error>([&] { l.run(); });
+  REQUIRE(contains(what, "snapshot_iter_2"));
+  REQUIRE(contains(what, "'snapshot'"));
+  REQUIRE(checkpoint::reader::open(dir / "snapshot_iter_2").info()->info.made_by == "snapshot");
+}
+
+TEST_CASE("what a subscriber throws after a failed snapshot does not mask the reason", "[snapshot][error]") {
+  const temporary_directory dir;
+  problem p;
+  auto l = p.loop(dir.path(), 4);
+  int completed = 0;
+  l | snapshot({.savefun = [](const fs::path&, const state::value&) { throw std::runtime_error("first"); }})
+          .triggered(every(2_iterations));
+  l | make_extension("breaks", [&](context& ctx) {
+    ctx.on_end<event::snapshot_completed>([&](const auto& e) {
+      ++completed;
+      REQUIRE(e.error);
+      throw std::runtime_error("second");
+    });
+  });
+  REQUIRE(message_of<std::runtime_error>([&] { l.run(); }) == "first");
+  REQUIRE(completed == 1);
+}
+
+TEST_CASE("snapshot_completed follows although a subscriber of snapshot_started throws", "[snapshot][event]") {
+  const temporary_directory dir;
+  problem p;
+  auto l = p.loop(dir.path(), 4);
+  names seen;
+  l | snapshot().triggered(every(2_iterations)) | make_extension("breaks", [&](context& ctx) {
+    ctx.on<event::snapshot_started>([] { throw std::runtime_error("at the start"); });
+    ctx.on_end<event::snapshot_completed>([&](const auto& e) { seen.push_back(e.error ? "failed" : "completed"); });
+  });
+  REQUIRE(message_of<std::runtime_error>([&] { l.run(); }) == "at the start");
+  REQUIRE(seen == names{"failed"});
+}
+
+TEST_CASE("a symbolic link in place of a snapshot is not followed, and said so", "[snapshot][resume]") {
+  const temporary_directory dir;
+  const temporary_directory elsewhere;
+  train(dir.path(), 4, {});
+  fs::rename(dir / "snapshot_iter_4", elsewhere / "moved");
+  fs::create_symlink(elsewhere / "moved", dir / "snapshot_iter_4");
+  REQUIRE(train(dir.path(), 5, {.autoload = true}, 100).resumed_from == dir / "snapshot_iter_2");
+  fs::remove(dir / "snapshot_iter_2");
+  const auto what = message_of<snapshot_error>([&] { train(dir.path(), 5, {.autoload = true}, 100); });
+  REQUIRE(contains(what, "symbolic link"));
+}
+
+TEST_CASE("the snapshot of another optimizer is refused although the states look alike", "[snapshot][resume]") {
+  const temporary_directory dir;
+  train(dir.path(), 2, {});
+  problem p;
+  torch::optim::AdamW other(p.model->parameters(), torch::optim::AdamWOptions(0.05));
+  rondo::loop l(p.model, other, data::tensor_dataset(p.x, p.y) | data::batch(4), torch::nn::functional::mse_loss,
+                {.max_iterations = 4, .out = dir.path()});
+  l | snapshot({.autoload = true});
+  const auto what = message_of<snapshot_error>([&] { l.run(); });
+  REQUIRE(contains(what, "AdamW"));
+}

@@ -22,8 +22,6 @@ struct optimizer_case {
   /// The same optimizer in Python, given `first` and `second` (lists of parameters).
   std::string python;
   std::function<optimizer_ptr(std::vector<at::Tensor>, std::vector<at::Tensor>)> make;
-  /// Whether LibTorch computes steps with exactly the same arithmetic as Python.
-  bool bits_equal_python = true;
 };
 
 /// Two parameter groups that differ in lr.
@@ -83,8 +81,7 @@ inline const std::vector<optimizer_case>& optimizer_cases() {
       {"LBFGS with line search", "LBFGS(first + second, max_iter=4, history_size=5, line_search_fn='strong_wolfe')",
        [](params a, params b) {
          return make_lbfgs(a, b, LBFGSOptions(1).max_iter(4).history_size(5).line_search_fn("strong_wolfe"));
-       },
-       /*bits_equal_python=*/false},
+       }},
   };
   return all;
 }

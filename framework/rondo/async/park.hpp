@@ -40,7 +40,8 @@ namespace rondo {
   return asio::async_initiate<const asio::use_awaitable_t<>, void(std::exception_ptr)>(
       [&where](auto handler) {
         auto slot = asio::get_associated_cancellation_slot(handler);
-        auto& registry = detail::registry_of(asio::get_associated_executor(handler));
+        const auto executor = asio::get_associated_executor(handler);
+        auto& registry = detail::registry_of(executor);
         where = continuation<>(std::move(handler), registry.get());
         if (!slot.is_connected()) return;
         // By post: resuming inside emit() would destroy the slot's handler while it runs.

@@ -75,6 +75,7 @@ manifest read_manifest(const json& document, const std::string& where) {
   about.info.epoch = read<std::int64_t>(document, "epoch", where);
   about.info.mid_iteration = read<bool>(document, "mid_iteration", where);
   about.info.num_threads = read<std::int64_t>(document, "num_threads", where);
+  if (document.contains("made_by")) about.info.made_by = read<std::string>(document, "made_by", where);
   about.info.libraries = read_texts(document, "libraries", where);
   about.tensors = read_texts(document, "tensors", where);
   const auto& records = field(document, "records", where);
@@ -98,6 +99,7 @@ std::string to_json(const manifest& about) {
       {"format_version", manifest_version},
       {"iteration", about.info.iteration},
       {"epoch", about.info.epoch},
+      {"made_by", about.info.made_by},
       {"mid_iteration", about.info.mid_iteration},
       {"num_threads", about.info.num_threads},
       {"libraries", about.info.libraries},

@@ -24,6 +24,8 @@ struct snapshot_info {
   std::map<std::string, std::string> libraries;
   /// Threads that computed. Another number changes the last bits of sums.
   std::int64_t num_threads = 1;
+  /// Name of the extension that took it; tells the snapshots of several extensions in one directory apart.
+  std::string made_by = {};
 
   friend bool operator==(const snapshot_info&, const snapshot_info&) = default;
 };

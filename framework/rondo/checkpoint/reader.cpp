@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <system_error>
 #include <utility>
@@ -46,6 +47,15 @@ class mapping {
     size_ = static_cast<std::size_t>(status.st_size);
     start_ = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.number(), 0);
     if (start_ == MAP_FAILED) fail("map", path);
+    // A page that cannot be read is a signal when it is touched, but an error when it is read. Opening looks at both ends.
+    try {
+      const std::size_t head = std::min(size_, std::max(probed_bytes, size_ / 8));
+      probe(file.number(), path, 0, head);
+      probe(file.number(), path, std::max(head, size_ - std::min(size_, probed_bytes)), size_);
+    } catch (...) {
+      ::munmap(start_, size_);
+      throw;
+    }
   }
   mapping(const mapping&) = delete;
   mapping& operator=(const mapping&) = delete;
@@ -55,7 +65,20 @@ class mapping {
     return {static_cast<const std::byte*>(start_), size_};
   }
 
+  static void probe(int file, const std::filesystem::path& path, std::size_t begin, std::size_t end) {
+    std::vector<std::byte> buffer(std::min<std::size_t>(end - begin, std::size_t{1} << 20));
+    while (begin < end) {
+      const auto got = ::pread(file, buffer.data(), std::min(buffer.size(), end - begin), static_cast<off_t>(begin));
+      if (got < 0 && errno == EINTR) continue;
+      if (got < 0) fail("read", path, "the disk may be failing");
+      if (got == 0) throw format_error(path.string(), begin, "the file has become shorter while it was read");
+      begin += static_cast<std::size_t>(got);
+    }
+  }
+
  private:
+  static constexpr std::size_t probed_bytes = std::size_t{4} << 20;
+
   [[noreturn]] static void fail(const char* operation, const std::filesystem::path& path, const char* advice = "") {
     throw io_error(operation, path, std::error_code(errno, std::generic_category()), advice);
   }
@@ -79,6 +102,14 @@ reader reader::open(const std::filesystem::path& path) {
   auto file = std::make_shared<const mapping>(path);
   const auto bytes = file->bytes();
   return {std::move(file), bytes, path.string()};
+}
+
+void require_readable(const std::filesystem::path& path) {
+  const file_descriptor file(::open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
+  struct stat status {};
+  if (file.number() < 0 || ::fstat(file.number(), &status) != 0)
+    throw io_error("open", path, std::error_code(errno, std::generic_category()));
+  if (S_ISREG(status.st_mode)) mapping::probe(file.number(), path, 0, static_cast<std::size_t>(status.st_size));
 }
 
 reader reader::from_bytes(std::vector<std::byte> file, std::string where) {

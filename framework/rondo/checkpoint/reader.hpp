@@ -22,7 +22,8 @@ class reader {
  public:
   /// Maps the file read-only. A symbolic link as last component of the path is not followed. The file must not be
   /// shortened while it is mapped; Rondo itself only ever replaces files by renaming.
-  /// Throws `io_error` when the system refuses, `format_error` when this is not a sound checkpoint.
+  /// Throws `io_error` when the system refuses, `format_error` when this is not a sound checkpoint. A page in the middle
+  /// of the file that the disk cannot read is a signal (SIGBUS) when it is touched; `require_readable` finds it before.
   [[nodiscard]] static reader open(const std::filesystem::path& path);
   /// The same from memory. `where` names the source in errors.
   [[nodiscard]] static reader from_bytes(std::vector<std::byte> file, std::string where);
@@ -59,5 +60,9 @@ class reader {
   std::optional<manifest> manifest_;
   tree state_;
 };
+
+/// Reads a file once from beginning to end. Throws `io_error` for a bad sector or a lost network file, where touching a
+/// mapped page would end the process by a signal. To be called before `verify` of a file that matters.
+void require_readable(const std::filesystem::path& path);
 
 }  // namespace rondo::checkpoint

@@ -69,7 +69,7 @@ class context {
   /// The same, only when `t` fires. The memory of `t` is not saved in snapshots; that of the extension's own trigger is, see `when_due`.
   template <class E, class F>
   void on(trigger t, F handler) {
-    subscribe<E>(subscription{priority(), std::make_shared<detail::trigger_gate>(std::move(t), session_), false},
+    subscribe<E>(subscription{priority(), std::make_shared<detail::trigger_gate>(std::move(t), session_, false), false},
                  std::move(handler));
   }
   /// Subscribes to a closing event however the thing ended; `error` of the event says how.

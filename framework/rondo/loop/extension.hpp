@@ -71,7 +71,8 @@ class extension {
   }
   extension&& named(std::string name) && { return std::move(named(std::move(name))); }
 
-  /// Another place in the order of subscribers, see `rondo::priority`. Default `priority::reader`.
+  /// Another place in the order of subscribers, see `rondo::priority`. Default `priority::reader`. What an extension does at
+  /// or below `priority::snapshot` in an iteration is not in that iteration's snapshot: one with a state belongs above.
   extension& at_priority(int priority) & {
     priority_ = priority;
     return *this;

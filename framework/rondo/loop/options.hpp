@@ -31,8 +31,9 @@ struct loop_options {
   std::optional<double> clip_grad_norm = std::nullopt;
   /// Before each managed update, each gradient element is clamped to ± this. Positive.
   std::optional<double> clip_grad_value = std::nullopt;
-  /// Whether SIGINT and SIGTERM stop training after the current iteration while the loop runs. The handlers that were
-  /// installed before are called as well; they are back after the first signal, so that a second one goes to them alone.
+  /// Whether SIGINT and SIGTERM stop training after the current iteration while the loop runs. A handler that was
+  /// installed before is called as well, if it takes nothing but the number. The former dispositions are back after the
+  /// first signal, so that a second one goes to them alone.
   bool handle_signals = true;
   /// Threads for `context::offload`. At least 1; started when first needed.
   int background_threads = 2;

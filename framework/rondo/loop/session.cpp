@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <torch/optim/lbfgs.h>
+#include <c10/util/Type.h>
 #include <torch/types.h>
 
 #include <asio/cancellation_state.hpp>
@@ -13,6 +14,7 @@
 #include <csignal>
 #include <set>
 
+#include "rondo/async/detail/parked.hpp"
 #include "rondo/async/signals.hpp"
 #include "rondo/log.hpp"
 #include "rondo/loop/context.hpp"
@@ -79,7 +81,7 @@ void load_named(const char* part, const std::vector<Named>& objects, const state
 }  // namespace
 
 bool trigger_gate::open() {
-  if (asked_at_ != session_.execution) {
+  if (!shared_ || asked_at_ != session_.execution) {
     asked_at_ = session_.execution;
     answer_ = trigger_.due(session_.now);
   }
@@ -87,10 +89,34 @@ bool trigger_gate::open() {
 }
 
 attachment::attachment(session& s, const extension& e) : what(e) {
-  if (what.when()) when = std::make_shared<trigger_gate>(*what.when(), s);
+  if (what.when()) when = std::make_shared<trigger_gate>(*what.when(), s, true);
   ctx = std::make_unique<context>(s, this);
 }
 attachment::~attachment() = default;
+
+/// A pool whose work may come home to an event loop that is being destroyed (an abandoned `run_async`): then the pool ends
+/// before the loop does, because what it would post could not be destroyed afterwards.
+class session::background_pool final : public parked {
+ public:
+  background_pool(std::size_t threads, const executor& home) : pool_(std::in_place, threads) { registry_of(home)->add(*this); }
+  ~background_pool() {
+    unlink();
+    abandon();
+  }
+  background_pool(const background_pool&) = delete;
+  background_pool& operator=(const background_pool&) = delete;
+
+  void abandon() noexcept override {
+    if (!pool_) return;
+    pool_->stop();
+    pool_->join();
+    pool_.reset();
+  }
+  [[nodiscard]] asio::thread_pool& pool() noexcept { return *pool_; }
+
+ private:
+  std::optional<asio::thread_pool> pool_;
+};
 
 session::session(loop_options o, std::vector<named_model> m, std::vector<named_optimizer> opt,
                  std::vector<named_state> objects, std::unique_ptr<batch_source> source, supervision s)
@@ -194,8 +220,16 @@ task<> session::start_coroutines() {
   }
   while (waiting > 0) co_await asio::post(home, asio::use_awaitable);
   if (options.handle_signals) {
-    background->spawn([this] { return watch_signals(); });
-    while (!watching_signals_) co_await asio::post(home, asio::use_awaitable);
+    background->spawn([this]() -> task<> {
+      std::exception_ptr error;
+      try {
+        co_await watch_signals();
+      } catch (...) {
+        error = std::current_exception();
+      }
+      if (error) fail(error);
+    });
+    while (!watching_signals_ && !failure_) co_await asio::post(home, asio::use_awaitable);
   }
   throw_failure();
 }
@@ -330,6 +364,7 @@ task<> session::conclude(std::exception_ptr error) {
     co_await announce_failure(error);
   }
   co_await join_everything();
+  if (error && failure_) log_and_go_on(failure_);
   if (!error && failure_) {
     error = failure_;
     co_await announce_failure(error);
@@ -390,7 +425,7 @@ task<> session::join_everything() {
   } catch (...) {
     fail(std::current_exception());
   }
-  if (pool_) pool_->join();
+  pool_.reset();
 }
 
 // ---- services ---------------------------------------------------------------------------------------------------------
@@ -433,6 +468,7 @@ void session::begin_clock() {
 
 const std::filesystem::path& session::out() {
   if (out_lock_) return options.out;
+  if (options.out.empty()) throw option_error("out", "\"\"", "the name of a directory");
   options.out = std::filesystem::absolute(options.out);  // so that a later chdir changes nothing
   try {
     const auto files = writing::posix_file_system();
@@ -447,8 +483,8 @@ const std::filesystem::path& session::out() {
 }
 
 asio::thread_pool& session::pool() {
-  if (!pool_) pool_ = std::make_unique<asio::thread_pool>(static_cast<std::size_t>(options.background_threads));
-  return *pool_;
+  if (!pool_) pool_ = std::make_unique<background_pool>(static_cast<std::size_t>(options.background_threads), home);
+  return pool_->pool();
 }
 
 void session::assert_home() const {
@@ -581,6 +617,7 @@ state::dict session::state_dict() const {
                    {"elapsed_time", now.elapsed_time},
                    {"stop_trigger_fired", stop_trigger_fired_},
                    {"stop_trigger", options.stop_trigger ? options.stop_trigger->state_dict() : state::value(state::dict())},
+                   {"optimizer_types", optimizer_types()},
                    {"gradients", gradients()},
                    {"random", state::random_state()}};
   return {{"_start_iteration", now.iteration}, {"_start_execution", execution},  {"models", std::move(all_models)},
@@ -657,7 +694,8 @@ void session::load_position(const state::dict& root) {
   now.iteration_in_epoch = ours->get<std::int64_t>("iteration_in_epoch");
   now.epoch_end = ours->get<bool>("epoch_end");
   if (!now.epoch_length && !length.is_null()) now.epoch_length = length.as<std::int64_t>();
-  if (now.epoch_length && now.iteration_in_epoch >= *now.epoch_length) now.epoch_end = true;
+  // A learned length may be that of another epoch; only a range that knows its size can say that this one is over.
+  if (source_->length() && now.iteration_in_epoch >= *source_->length()) now.epoch_end = true;
   now.elapsed_time = ours->at("elapsed_time").number();
   stop_trigger_fired_ = options.stop_trigger && ours->get<bool>("stop_trigger_fired");
   if (options.stop_trigger) {
@@ -667,8 +705,28 @@ void session::load_position(const state::dict& root) {
       throw e.under("rondo.stop_trigger");
     }
   }
+  check_optimizer_types(*ours);
   restored_random_ = ours->at("random");
   load_gradients(*ours);
+}
+
+// States of different optimizers can look alike (Adam and AdamW do).
+state::dict session::optimizer_types() const {
+  state::dict types;
+  for (const auto& o : optimizers) types.insert_or_assign(o.name, c10::demangle(typeid(*o.optimizer).name()));
+  return types;
+}
+
+void session::check_optimizer_types(const state::value& ours) const {
+  const auto* stored = ours.as<state::dict>().find("optimizer_types");
+  if (stored == nullptr) return;
+  const auto present = optimizer_types();
+  for (const auto& [name, type] : present) {
+    const auto* before = stored->as<state::dict>().find(name);
+    if (before != nullptr && before->as<std::string>() != type.as<std::string>())
+      throw state_error("optimizers." + name.str(), fmt::format("is the state of a {}, the loop has a {}", before->as<std::string>(),
+                                                                type.as<std::string>()));
+  }
 }
 
 // A snapshot inside an accumulation window carries the gradients that wait for the update.
@@ -681,12 +739,17 @@ state::value session::gradients() const {
       if (parameter.grad().defined()) stored = parameter.grad().detach();
     }
   }
-  return state::dict{{"iterations", gradients_of_}, {"tensors", std::move(all)}};
+  return state::dict{{"iterations", gradients_of_}, {"accumulate", options.accumulate}, {"tensors", std::move(all)}};
 }
 
 void session::load_gradients(const state::value& ours) {
   const auto* stored = ours.as<state::dict>().find("gradients");
   if (stored == nullptr || stored->is_null()) return;
+  const auto window = stored->get<std::int64_t>("accumulate");
+  if (window != options.accumulate)
+    throw state_error("rondo.gradients", fmt::format("were gathered with accumulate = {}, now it is {}; go on with the old "
+                                                     "number, or from a snapshot at the end of a window",
+                                                     window, options.accumulate));
   const auto& tensors = stored->get<state::list>("tensors");
   std::vector<at::Tensor> parameters;
   for (const auto& group : optimizers.at(0).optimizer->param_groups())

@@ -69,16 +69,18 @@ struct supervision {
   std::function<at::Tensor(const at::Tensor& output, const at::Tensor& target)> loss;
 };
 
-/// A trigger as a gate, asked once per iteration however many subscriptions share it.
+/// A trigger as a gate. That of an extension as a whole is asked once per iteration however many subscriptions share it,
+/// that of a single subscription at every emission.
 class trigger_gate final : public gate {
  public:
-  trigger_gate(trigger t, const session& s) : trigger_(std::move(t)), session_(s) {}
+  trigger_gate(trigger t, const session& s, bool shared) : trigger_(std::move(t)), session_(s), shared_(shared) {}
   bool open() override;
   [[nodiscard]] trigger& inner() noexcept { return trigger_; }
 
  private:
   trigger trigger_;
   const session& session_;
+  bool shared_;
   std::int64_t asked_at_ = -1;
   bool answer_ = false;
 };
@@ -153,6 +155,8 @@ class session {
   task<> announce_failure(std::exception_ptr error);
   task<> close_epoch(std::exception_ptr reason);
   task<std::exception_ptr> announce_end(std::exception_ptr error);
+  [[nodiscard]] state::dict optimizer_types() const;
+  void check_optimizer_types(const state::value& ours) const;
   [[nodiscard]] state::value gradients() const;
   void load_gradients(const state::value& ours);
   task<> join_everything();
@@ -168,7 +172,8 @@ class session {
 
   std::unique_ptr<batch_source> source_;
   std::vector<std::unique_ptr<attachment>> attached_;
-  std::unique_ptr<asio::thread_pool> pool_;
+  class background_pool;
+  std::unique_ptr<background_pool> pool_;
   std::exception_ptr failure_;
   std::thread::id home_thread_;
   clock::time_point started_;

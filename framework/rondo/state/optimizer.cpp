@@ -18,6 +18,7 @@
 #include <memory>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <type_traits>
 #include <typeinfo>
@@ -474,11 +475,12 @@ void check_settings(const dict& group, const std::string& path) {
 }
 
 template <class T>
-const T& get(const dict& from, const char* key, const std::string& prefix = "") {
+const T& get(const dict& from, const char* key, std::string_view prefix = "") {
   const value* v = from.find(key);
-  if (v == nullptr) throw state_error(prefix + key, "is missing");
+  if (v == nullptr) throw state_error(std::string(prefix) + key, "is missing");
   if (const T* typed = v->get_if<T>()) return *typed;
-  throw state_error(prefix + key, fmt::format("expected {}, found {}", value(T()).type_name(), v->type_name()));
+  throw state_error(std::string(prefix) + key,
+                    fmt::format("expected {}, found {}", value(T()).type_name(), v->type_name()));
 }
 
 /// The numbers under which the state knows the parameters of a group.

@@ -52,7 +52,7 @@ class snapshot_extension {
   }
 
   void attach(context& ctx) {
-    directory_.emplace(ctx.out(), names_, !options_.savefun);
+    directory_.emplace(ctx.out(), ctx.name(), names_, !options_.savefun);
     if (!options_.autoload) warn_about_earlier_run();
     if (options_.autoload) ctx.on<event::restoring>([this, &ctx]() -> task<> { return autoload(ctx); });
     ctx.when_due([this, &ctx]() -> task<> { return take(ctx); });
@@ -123,8 +123,9 @@ class snapshot_extension {
 
   task<> take(context& ctx) {
     if (options_.condition && !options_.condition()) co_return;
-    co_await write(ctx, ctx.out() / file_name(ctx), false);
-    if (options_.n_retains != -1) directory_->retain(options_.n_retains, ctx.iteration());
+    const auto path = ctx.out() / file_name(ctx);
+    co_await write(ctx, path, false);
+    if (options_.n_retains != -1) directory_->retain(options_.n_retains, ctx.iteration(), path);
   }
 
   task<> take_after_error(context& ctx) {
@@ -136,19 +137,20 @@ class snapshot_extension {
   /// One snapshot from `snapshot_started` to `snapshot_completed`, which is emitted on failure too.
   task<> write(context& ctx, std::filesystem::path path, bool mid_iteration) {
     const auto start = clock::now();
-    auto rest = ctx.emit<event::snapshot_started>(path, ctx.iteration());
-    if (rest) co_await std::move(*rest);
     writing::write_receipt receipt;
     double capture_seconds = 0.0;
     std::exception_ptr error;
     try {
+      auto rest = ctx.emit<event::snapshot_started>(path, ctx.iteration());
+      if (rest) co_await std::move(*rest);
+      refuse_other_owner(path);
       const auto state = target_state(ctx);
       if (options_.savefun) {
         writing::write_request request(path, [&](const std::filesystem::path& temporary) { options_.savefun(temporary, state); });
         capture_seconds = seconds_since(start);
         receipt = co_await by_name_->write(std::move(request));
       } else {
-        const extensions::snapshot_file file(state, extensions::snapshot_info_of(ctx.iteration(), ctx.epoch(), mid_iteration));
+        const extensions::snapshot_file file(state, extensions::snapshot_info_of(ctx.name(), ctx.iteration(), ctx.epoch(), mid_iteration));
         writing::write_request request = file.request(path);
         capture_seconds = seconds_since(start);
         receipt = co_await options_.writer->write(std::move(request));
@@ -157,10 +159,23 @@ class snapshot_extension {
       error = std::current_exception();
     }
     const double commit_seconds = receipt.sync_seconds + receipt.commit_seconds;
-    rest = ctx.emit<event::snapshot_completed>(path, ctx.iteration(), receipt.bytes, capture_seconds, receipt.write_seconds,
-                                               commit_seconds, seconds_since(start), error);
-    if (rest) co_await std::move(*rest);
+    try {
+      auto rest = ctx.emit<event::snapshot_completed>(path, ctx.iteration(), receipt.bytes, capture_seconds,
+                                                      receipt.write_seconds, commit_seconds, seconds_since(start), error);
+      if (rest) co_await std::move(*rest);
+    } catch (const std::exception& second) {
+      if (!error) throw;
+      log::error(fmt::format("after the snapshot '{}' had failed, an extension threw: {}", path.string(), second.what()));
+    }
     if (error) std::rethrow_exception(error);
+  }
+
+  /// Two extensions that write under one name would replace each other's files.
+  void refuse_other_owner(const std::filesystem::path& path) const {
+    const auto owner = directory_->other_owner(path);
+    if (owner)
+      throw snapshot_error(fmt::format("'{}' is a snapshot that the extension '{}' made; give this one another filename",
+                                       path.string(), *owner));
   }
 
   // ---- resuming ------------------------------------------------------------------------------------------------------

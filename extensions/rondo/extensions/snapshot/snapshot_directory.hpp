@@ -28,9 +28,11 @@ struct rejected_snapshot {
 /// The snapshots of one extension among the files of an output directory.
 class snapshot_directory {
  public:
-  /// With a template, files count whose names it makes; without one (callable names), all files with a manifest.
-  /// `has_manifest` is false for files of a user's own serialization, whose iteration is taken from the name.
-  snapshot_directory(std::filesystem::path directory, std::optional<writing::file_name_template> names, bool has_manifest);
+  /// With a template, files count whose names it makes; without one (callable names), files whose manifest says that
+  /// the extension `owner` made them. `has_manifest` is false for files of a user's own serialization, whose iteration is
+  /// taken from the name.
+  snapshot_directory(std::filesystem::path directory, std::string owner, std::optional<writing::file_name_template> names,
+                     bool has_manifest);
 
   /// Newest first, by recorded iteration, then by name. Snapshots taken in the middle of an iteration do not count.
   /// Files that cannot be read as snapshots are put into `rejected`.
@@ -38,7 +40,11 @@ class snapshot_directory {
 
   /// Removes all but the `keep` newest among those up to iteration `now`: later ones belong to an earlier run that went
   /// further, and are neither counted nor touched. One that cannot be removed is passed over with a warning.
-  void retain(std::int64_t keep, std::int64_t now);
+  /// `newest` stays in any case. Throws nothing: a directory that cannot be listed is a warning.
+  void retain(std::int64_t keep, std::int64_t now, const std::filesystem::path& newest) noexcept;
+
+  /// The name of the extension whose snapshot is at `path`, if it is another one.
+  [[nodiscard]] std::optional<std::string> other_owner(const std::filesystem::path& path) const;
 
  private:
   struct known {
@@ -47,11 +53,13 @@ class snapshot_directory {
     std::optional<std::int64_t> iteration;  // none: taken in the middle of one
   };
 
-  [[nodiscard]] bool may_be_ours(const std::string& name) const;
+  [[nodiscard]] std::optional<std::int64_t> iteration_of(const writing::directory_entry& entry);
+  [[nodiscard]] bool may_be_ours(const writing::directory_entry& entry) const;
   [[nodiscard]] std::optional<std::int64_t> iteration_in_name(const std::string& name) const;
   [[nodiscard]] std::optional<std::int64_t> iteration_inside(const std::filesystem::path& file, std::uint64_t size);
 
   std::filesystem::path directory_;
+  std::string owner_;
   std::optional<writing::file_name_template> names_;
   bool has_manifest_;
   std::map<std::string, known> known_;  // manifests that have been read, so that retention need not read them again

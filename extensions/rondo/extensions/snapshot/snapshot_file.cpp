@@ -18,8 +18,10 @@ writing::write_request snapshot_file::request(std::filesystem::path target) cons
   return {std::move(target), encoder_.size(), [this](const writing::append_function& append) { encoder_.write(append); }};
 }
 
-checkpoint::snapshot_info snapshot_info_of(std::int64_t iteration, std::int64_t epoch, bool mid_iteration) {
+checkpoint::snapshot_info snapshot_info_of(std::string made_by, std::int64_t iteration, std::int64_t epoch,
+                                           bool mid_iteration) {
   checkpoint::snapshot_info info;
+  info.made_by = std::move(made_by);
   info.iteration = iteration;
   info.epoch = epoch;
   info.mid_iteration = mid_iteration;
@@ -29,6 +31,7 @@ checkpoint::snapshot_info snapshot_info_of(std::int64_t iteration, std::int64_t 
 }
 
 state::value read_snapshot(const std::filesystem::path& file) {
+  checkpoint::require_readable(file);
   const auto reader = checkpoint::reader::open(file);
   checkpoint::verify(reader);
   if (reader.info() && reader.info()->info.num_threads != at::get_num_threads())
