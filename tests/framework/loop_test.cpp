@@ -10,6 +10,7 @@
 #include <asio/steady_timer.hpp>
 #include <asio/use_awaitable.hpp>
 #include <csignal>
+#include <future>
 #include <list>
 #include <range/v3/view/filter.hpp>
 #include <range/v3/view/generate_n.hpp>
@@ -19,6 +20,7 @@
 #include <thread>
 #include <vector>
 
+#include "rondo/async/mailbox.hpp"
 #include "rondo/async/timer.hpp"
 #include "rondo/data/data.hpp"
 #include "rondo/event/early_stopping.hpp"
@@ -905,4 +907,50 @@ TEST_CASE("the trigger of a single subscription is asked at every emission, an e
   l.run();
   REQUIRE(fired == 1);
   REQUIRE(own == 2);
+}
+
+TEST_CASE("a run that is abandoned with its event loop leaves nothing behind", "[loop][abandon]") {
+  // The event loop goes first, the loop afterwards, as a program does that leaves main early.
+  const std::string place = GENERATE(as<std::string>(), "step", "handler", "listener", "restoring", "offload");
+  INFO(place);
+  struct sigaction before {};
+  sigaction(SIGPIPE, nullptr, &before);
+  std::promise<void> working;
+  {
+    mailbox<int> nothing;  // nobody ever delivers
+    const auto stuck = [&](const char* here) -> task<> {
+      if (place == here) {
+        working.set_value();
+        static_cast<void>(co_await nothing.next());
+      }
+    };
+    auto step = [&](context& ctx, const std::int64_t&) -> task<> {
+      co_await stuck("step");
+      if (place == "offload") {
+        auto slow = [&working] {
+          working.set_value();
+          std::this_thread::sleep_for(std::chrono::milliseconds(20));  // still busy when the event loop goes
+        };
+        co_await ctx.offload(slow);
+      }
+    };
+    rondo::loop l(models{}, optimizers{}, ranges::views::iota(std::int64_t{0}, std::int64_t{4}), step, {.max_epochs = 1});
+    l | make_extension("handlers", [&](context& ctx) {
+      ctx.on<event::restoring>([&]() -> task<> { return stuck("restoring"); });
+      ctx.on<event::iteration_completed>([&]() -> task<> { return stuck("handler"); });
+    }) | make_extension("listener", [&](context& ctx) -> task<> {
+      while ([[maybe_unused]] const auto* e = co_await ctx.next<event::iteration_completed>()) co_await stuck("listener");
+    });
+    bool finished = false;
+    {
+      asio::io_context events(1);
+      asio::co_spawn(events, l.run_async(), [&](std::exception_ptr, run_result) { finished = true; });
+      auto reached = working.get_future();
+      while (reached.wait_for(std::chrono::seconds(0)) != std::future_status::ready) events.poll();
+    }
+    REQUIRE_FALSE(finished);
+  }
+  struct sigaction after {};
+  sigaction(SIGPIPE, nullptr, &after);
+  REQUIRE(after.sa_handler == before.sa_handler);
 }
