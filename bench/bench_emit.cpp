@@ -107,7 +107,7 @@ void emit_to_gated(benchmark::State& state) {
   progress.now.iteration = 1;
   bus events;
   for (std::int64_t i = 0; i != state.range(0); ++i) {
-    auto gate = std::make_shared<detail::trigger_gate>(every(1'000'000_iterations), progress);
+    auto gate = std::make_shared<detail::trigger_gate>(every(1'000'000_iterations), progress, true);
     events.on<step_event>({priority::reader, std::move(gate), false}, counting{&calls});
   }
   run_to_end([&] { return emit_in_new_iterations(state, events, progress); });

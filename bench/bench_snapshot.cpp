@@ -155,7 +155,7 @@ const saved_training& training_of(std::int64_t mebibytes) {
 }
 
 extensions::snapshot_file snapshot_of(const saved_training& t) {
-  return {t.state_dict(), extensions::snapshot_info_of(1, 1, false)};
+  return {t.state_dict(), extensions::snapshot_info_of("snapshot", 1, 1, false)};
 }
 
 writing::write_receipt write_snapshot(const saved_training& t, const fs::path& target) {

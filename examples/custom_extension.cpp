@@ -1,5 +1,5 @@
-// The ten-line extension: a coroutine that lives as long as the training, keeps its state in local variables, and stops the
-// training when the validation loss has been flat for two epochs.
+// The ten-line extension: a coroutine that lives as long as the training, keeps its state in local variables, and stops
+// the training when the validation loss has been flat for two epochs.
 //
 // Fits y = 3x - 1 with noise. Should end with a line like
 //

@@ -2,8 +2,8 @@
 //
 //   fashion_mnist --model cnn --epochs 3 --out result
 //
-// prints a table with one row per epoch and writes a log and snapshots to result/. Interrupt it (Ctrl-C or even kill -9) and
-// run the same command again: it goes on from the newest good snapshot. A snapshot opens in Python:
+// prints a table with one row per epoch and writes a log and snapshots to result/. Interrupt it (Ctrl-C or even kill
+// -9) and run the same command again: it goes on from the newest good snapshot. A snapshot opens in Python:
 //
 //   python3 -c "import torch; print(torch.load('result/snapshot_iter_938').keys())"
 //
@@ -83,22 +83,30 @@ settings parse(int argc, char** argv) {
   app.option_defaults()->take_last();
   app.add_option("--data", s.data, "folder with the IDX files, plain or .gz")->capture_default_str();
   app.add_option("--out", s.out, "folder for log and snapshots")->capture_default_str();
-  app.add_option("--epochs", s.epochs, "epochs to train")->check(CLI::Range(std::int64_t{1}, std::int64_t{1000000}))->capture_default_str();
+  app.add_option("--epochs", s.epochs, "epochs to train")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1000000}))
+      ->capture_default_str();
   app.add_option("--max-iterations", s.max_iterations, "stop after so many iterations (0: no such limit)")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  app.add_option("--batch-size", s.batch_size)->check(CLI::Range(std::int64_t{1}, std::int64_t{60000}))->capture_default_str();
+  app.add_option("--batch-size", s.batch_size)
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{60000}))
+      ->capture_default_str();
   app.add_option("--seed", s.seed, "of weights and data order")->capture_default_str();
   app.add_option("--lr", s.lr, "learning rate")->check(CLI::PositiveNumber)->capture_default_str();
   app.add_option("--optimizer", s.optimizer)
       ->check(CLI::IsMember({"sgd", "adam", "adamw", "rmsprop", "adagrad"}))
       ->capture_default_str();
   app.add_option("--model", s.model)->check(CLI::IsMember({"mlp", "cnn"}))->capture_default_str();
-  app.add_option("--writer", s.writer, "who writes the snapshots")->check(CLI::IsMember({"simple"}))->capture_default_str();
+  app.add_option("--writer", s.writer, "who writes the snapshots")
+      ->check(CLI::IsMember({"simple"}))
+      ->capture_default_str();
   app.add_option("--snapshot-every", s.snapshot_every, "such as 100it, 1ep or 0.5ep")->capture_default_str();
   app.add_option("--n-retains", s.n_retains, "snapshots to keep (-1: all)")->capture_default_str();
   app.add_flag("--no-autoload", s.no_autoload, "start afresh although there are snapshots");
-  app.add_option("--threads", s.threads, "of LibTorch (0: its own choice)")->check(CLI::Range(0, 1024))->capture_default_str();
+  app.add_option("--threads", s.threads, "of LibTorch (0: its own choice)")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
   app.add_flag("--quiet", s.quiet, "no table and no progress bar");
   try {
     app.parse(argc, argv);
@@ -108,16 +116,21 @@ settings parse(int argc, char** argv) {
   return s;
 }
 
-std::unique_ptr<torch::optim::Optimizer> make_optimizer(const settings& s, const std::vector<torch::Tensor>& parameters) {
-  if (s.optimizer == "sgd") return std::make_unique<torch::optim::SGD>(parameters, torch::optim::SGDOptions(s.lr).momentum(0.9));
-  if (s.optimizer == "adamw") return std::make_unique<torch::optim::AdamW>(parameters, torch::optim::AdamWOptions(s.lr));
-  if (s.optimizer == "rmsprop") return std::make_unique<torch::optim::RMSprop>(parameters, torch::optim::RMSpropOptions(s.lr));
-  if (s.optimizer == "adagrad") return std::make_unique<torch::optim::Adagrad>(parameters, torch::optim::AdagradOptions(s.lr));
+std::unique_ptr<torch::optim::Optimizer> make_optimizer(const settings& s,
+                                                        const std::vector<torch::Tensor>& parameters) {
+  if (s.optimizer == "sgd")
+    return std::make_unique<torch::optim::SGD>(parameters, torch::optim::SGDOptions(s.lr).momentum(0.9));
+  if (s.optimizer == "adamw")
+    return std::make_unique<torch::optim::AdamW>(parameters, torch::optim::AdamWOptions(s.lr));
+  if (s.optimizer == "rmsprop")
+    return std::make_unique<torch::optim::RMSprop>(parameters, torch::optim::RMSpropOptions(s.lr));
+  if (s.optimizer == "adagrad")
+    return std::make_unique<torch::optim::Adagrad>(parameters, torch::optim::AdagradOptions(s.lr));
   return std::make_unique<torch::optim::Adam>(parameters, torch::optim::AdamOptions(s.lr));
 }
 
-/// Keeps the last line of the log for the JSON object at the end; saved, so that a resumed run that has nothing left to do
-/// still knows it.
+/// Keeps the last line of the log for the JSON object at the end; saved, so that a resumed run that has nothing left to
+/// do still knows it.
 struct last_entry {
   void attach(rondo::context& ctx) {
     ctx.on<rondo::extensions::log_entry>([this](const rondo::extensions::log_entry& e) { values = e.values; });
@@ -147,10 +160,12 @@ int train(const settings& s) {
 
   auto last = std::make_shared<last_entry>();
   loop | rondo::evaluator(test_batches, rondo::metrics::accuracy())  //
-      | rondo::log_report()                                         //
+      | rondo::log_report()                                          //
       | rondo::make_extension("last_entry", last);
   if (!s.quiet)
-    loop | rondo::print_report({"epoch", "iteration", "train/loss", "validation/loss", "validation/accuracy", "elapsed_time"}) |
+    loop |
+        rondo::print_report(
+            {"epoch", "iteration", "train/loss", "validation/loss", "validation/accuracy", "elapsed_time"}) |
         rondo::progress_bar();
   loop | rondo::snapshot({.n_retains = s.n_retains, .autoload = !s.no_autoload, .writer = rondo::writers::simple()})
              .triggered(rondo::every(rondo::parse_period("--snapshot-every", s.snapshot_every)));
@@ -179,7 +194,8 @@ int train(const settings& s) {
 int main(int argc, char** argv) {
   const settings s = parse(argc, argv);
   try {
-    if (!(s.lr > 0 && s.lr <= 1e6)) throw rondo::option_error("--lr", std::to_string(s.lr), "a positive number up to 1e6");
+    if (!(s.lr > 0 && s.lr <= 1e6))
+      throw rondo::option_error("--lr", std::to_string(s.lr), "a positive number up to 1e6");
     if (s.threads > 0) torch::set_num_threads(s.threads);
     torch::manual_seed(s.seed);
     return s.model == "mlp" ? train<mlp_net>(s) : train<cnn_net>(s);

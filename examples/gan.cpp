@@ -1,6 +1,6 @@
 // Two models, two optimizers and a training step of one's own: a generator learns to draw points from a ring, and a
-// discriminator learns to tell them from real ones. The step awaits one managed update per optimizer, so that extensions see
-// both, and a snapshot can never fall between a gradient and its update.
+// discriminator learns to tell them from real ones. The step awaits one managed update per optimizer, so that
+// extensions see both, and a snapshot can never fall between a gradient and its update.
 //
 //   gan [iterations]      (default 3000)
 //
@@ -47,7 +47,8 @@ int main(int argc, char** argv) {
   auto generator = network(noise_size, 2);
   auto discriminator = network(2, 1);
   torch::optim::Adam generator_optimizer(generator->parameters(), torch::optim::AdamOptions(1e-3).betas({0.5, 0.99}));
-  torch::optim::Adam discriminator_optimizer(discriminator->parameters(), torch::optim::AdamOptions(1e-3).betas({0.5, 0.99}));
+  torch::optim::Adam discriminator_optimizer(discriminator->parameters(),
+                                             torch::optim::AdamOptions(1e-3).betas({0.5, 0.99}));
   auto real_batches = ranges::views::generate_n(points_on_ring, iterations);
 
   auto step = [&](context& ctx, const torch::Tensor& real) -> task<> {
@@ -69,13 +70,12 @@ int main(int argc, char** argv) {
   rondo::loop training(models{{"generator", generator}, {"discriminator", discriminator}},
                        optimizers{{"generator", generator_optimizer}, {"discriminator", discriminator_optimizer}},
                        real_batches, step, {.max_iterations = iterations});
-  training | make_extension("count_updates", [&](context& ctx) {
-    ctx.on<event::update_completed>([&] { ++updates; });
-  });
+  training |
+      make_extension("count_updates", [&](context& ctx) { ctx.on<event::update_completed>([&] { ++updates; }); });
   const run_result result = training.run();
 
   torch::NoGradGuard no_grad;
   const auto radius = generator->forward(torch::randn({1000, noise_size})).norm(2, 1);
-  std::cout << fmt::format("{} iterations, {} updates; generated points lie at radius {:.1f} +- {:.1f}\n", result.iteration,
-                           updates, radius.mean().item<double>(), radius.std().item<double>());
+  std::cout << fmt::format("{} iterations, {} updates; generated points lie at radius {:.1f} +- {:.1f}\n",
+                           result.iteration, updates, radius.mean().item<double>(), radius.std().item<double>());
 }

@@ -2,8 +2,8 @@
 
 #include <string>
 
-/// What Rondo has to say beside results: one line each, on stderr, through spdlog. The logger is named "rondo"; register
-/// one of that name with spdlog before the first message to redirect or silence it. Any thread.
+/// What Rondo has to say beside results: one line each, on stderr, through spdlog. The logger is named "rondo";
+/// register one of that name with spdlog before the first message to redirect or silence it. Any thread.
 namespace rondo::log {
 
 void info(const std::string& message);

@@ -79,9 +79,7 @@ TEST_CASE("named aggregates, by reference, by copy and moved, are destroyed once
 TEST_CASE("temporaries of classes with constructors are destroyed once", "[canary]") {
   support::world w;
   std::size_t size = 0;
-  auto body = [&]() -> task<> {
-    size = co_await length_by_class(with_constructor(std::string(50, 'c')));
-  };
+  auto body = [&]() -> task<> { size = co_await length_by_class(with_constructor(std::string(50, 'c'))); };
   support::run(w, body);
   CHECK(size == 50);
   CHECK(tracked::live == 0);

@@ -121,7 +121,8 @@ TEST_CASE("gates at and below the snapshot priority are settled before the first
     std::string name;
   };
   const auto add = [&](int priority, const std::string& name) {
-    b.on<tick>(subscription{priority, std::make_shared<noting>(seen, name)}, [&seen, name] { seen.push_back("run " + name); });
+    b.on<tick>(subscription{priority, std::make_shared<noting>(seen, name)},
+               [&seen, name] { seen.push_back("run " + name); });
   };
   SECTION("inline") {}
   SECTION("with a coroutine above") {
@@ -132,7 +133,8 @@ TEST_CASE("gates at and below the snapshot priority are settled before the first
   add(100, "b");
   add(-300, "later");
   run_task([&] { return emitted(b, 1); });
-  REQUIRE(seen == journal{"ask a", "run a", "ask b", "run b", "ask snapshot", "ask later", "run snapshot", "run later"});
+  REQUIRE(seen ==
+          journal{"ask a", "run a", "ask b", "run b", "ask snapshot", "ask later", "run snapshot", "run later"});
 }
 
 TEST_CASE("listeners of one priority work side by side; the next priority waits for all of them", "[event][bus]") {
@@ -172,7 +174,8 @@ TEST_CASE("listeners of one priority work side by side; the next priority waits 
                           "first begins 2", "second begins 2", "first ends 2", "second ends 2", "reader"});
 }
 
-TEST_CASE("a throwing subscriber ends the emission, but not before listeners have let go of the event", "[event][bus]") {
+TEST_CASE("a throwing subscriber ends the emission, but not before listeners have let go of the event",
+          "[event][bus]") {
   bus b;
   journal seen;
   listener<tick> slow;

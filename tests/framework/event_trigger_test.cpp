@@ -102,7 +102,8 @@ TEST_CASE("a decimal literal means exactly what it says", "[event][trigger]") {
   REQUIRE_THROWS_AS(epochs(std::numeric_limits<double>::quiet_NaN()), option_error);
 }
 
-TEST_CASE("whole epochs work when the length of an epoch is unknown, fractions say what is missing", "[event][trigger]") {
+TEST_CASE("whole epochs work when the length of an epoch is unknown, fractions say what is missing",
+          "[event][trigger]") {
   moment m = after(4, 4);
   m.epoch_length.reset();
   REQUIRE(trigger(every(1_epochs)).due(m));
@@ -127,7 +128,8 @@ TEST_CASE("periods are parsed as command lines write them", "[event][trigger]") 
   REQUIRE(str(parse_period("--x", "100it")) == "100 iterations");
   REQUIRE(str(parse_period("--x", "2ep")) == "2 epochs");
   REQUIRE(str(parse_period("--x", "0.5 epochs")) == "0.5 epochs");
-  for (const char* bad : {"", "10", "it", "0it", "-1it", "1.5it", "0ep", "1..5ep", "5 parsecs", "99999999999999999999it"}) {
+  for (const char* bad :
+       {"", "10", "it", "0it", "-1it", "1.5it", "0ep", "1..5ep", "5 parsecs", "99999999999999999999it"}) {
     INFO(bad);
     REQUIRE_THROWS_AS(parse_period("--x", bad), option_error);
     REQUIRE(contains(message_of([&] { static_cast<void>(parse_period("--x", bad)); }), "--x"));
@@ -146,7 +148,8 @@ TEST_CASE("ppe defect 24: once fires once, and its memory survives a resume", "[
   REQUIRE(again.due(after(2, 4)));
 }
 
-TEST_CASE("ppe defect 5: after a stall a time trigger fires once, and it goes by training time over resumes", "[event][trigger][ppe]") {
+TEST_CASE("ppe defect 5: after a stall a time trigger fires once, and it goes by training time over resumes",
+          "[event][trigger][ppe]") {
   trigger t = time_interval(std::chrono::seconds(60));
   const auto at_second = [](double s) {
     moment m;
@@ -174,7 +177,8 @@ TEST_CASE("combinators", "[event][trigger]") {
   REQUIRE(firings(never(), 10, 5).empty());
   REQUIRE((every(2_iterations) && !once()).str() == "(every 2 iterations and not once)");
 
-  // Both sides see every iteration: the once below is used up at iteration 1 although the left side does not fire there.
+  // Both sides see every iteration: the once below is used up at iteration 1 although the left side does not fire
+  // there.
   REQUIRE(firings(every(2_iterations) && once(), 10, 6).empty());
 
   trigger t = once() || every(4_iterations);
@@ -223,7 +227,8 @@ TEST_CASE("value triggers compare means over the interval and remember the best"
   REQUIRE(contains(what, "other"));
 }
 
-TEST_CASE("ppe defect 30: early stopping stops a resumed training where the unbroken one stops", "[event][trigger][ppe]") {
+TEST_CASE("ppe defect 30: early stopping stops a resumed training where the unbroken one stops",
+          "[event][trigger][ppe]") {
   const std::vector<double> losses = {5, 4, 4.5, 4.2, 4.1, 3, 2, 2.5, 2.6, 2.7, 1};
   const auto stop_at = [&](int resume_after) {
     observations seen;

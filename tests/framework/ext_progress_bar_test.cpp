@@ -133,8 +133,7 @@ TEST_CASE("progress_bar makes room for the lines of print_report", "[extensions]
   temporary_directory dir;
   std::ostringstream out;
   double time = 0.0;
-  auto l = bare_loop(
-      2, [&](context&, int) { time += 1.0; }, {.max_epochs = 1, .out = dir.path()});
+  auto l = bare_loop(2, [&](context&, int) { time += 1.0; }, {.max_epochs = 1, .out = dir.path()});
   l | log_report() | print_report({"iteration"}, {.out = &out, .terminal = true}) |
       progress_bar({.update_interval = 2s, .out = &out, .terminal = true, .clock = [&] { return time; }});
   l.run();

@@ -113,7 +113,8 @@ TEST_CASE("a snapshot is a verified file under its name, with ppe's keys", "[sna
   REQUIRE(file.info()->info.iteration == 4);
   REQUIRE_FALSE(file.info()->info.mid_iteration);
   const auto state = checkpoint::materialize(file);
-  for (const char* key : {"_start_iteration", "_start_execution", "models", "optimizers", "state_objects", "extensions", "ppe_version"})
+  for (const char* key :
+       {"_start_iteration", "_start_execution", "models", "optimizers", "state_objects", "extensions", "ppe_version"})
     REQUIRE(state.as<state::dict>().contains(key));
   REQUIRE(state.get<std::int64_t>("_start_iteration") == 4);
   REQUIRE(state.at("extensions").at("snapshot").as<state::dict>().contains("trigger"));
@@ -177,7 +178,8 @@ TEST_CASE("when all snapshots are damaged, training does not silently start from
   REQUIRE(contains(what, "snapshot_iter_4"));
 }
 
-TEST_CASE("ppe defects 9 and 10: order is by recorded iteration, and only our own files count", "[snapshot][resume][ppe]") {
+TEST_CASE("ppe defects 9 and 10: order is by recorded iteration, and only our own files count",
+          "[snapshot][resume][ppe]") {
   const temporary_directory dir;
   train(dir.path(), 10, {}, 1);
   // Newer by modification time, and names that only look alike.
@@ -189,9 +191,9 @@ TEST_CASE("ppe defects 9 and 10: order is by recorded iteration, and only our ow
 
   const auto result = train(dir.path(), 11, {.n_retains = 2, .autoload = true}, 1);
   REQUIRE(result.resumed_from == dir / "snapshot_iter_10");
-  REQUIRE(files_in(dir.path()) == names{"snapshot_iter_", "snapshot_iter_011", "snapshot_iter_10", "snapshot_iter_10.bak",
-                                        "snapshot_iter_10.sha256", "snapshot_iter_11", "snapshot_iter_50",
-                                        "snapshot_iter_99_notes.txt", "tmp_snapshot_iter_11"});
+  REQUIRE(files_in(dir.path()) == names{"snapshot_iter_", "snapshot_iter_011", "snapshot_iter_10",
+                                        "snapshot_iter_10.bak", "snapshot_iter_10.sha256", "snapshot_iter_11",
+                                        "snapshot_iter_50", "snapshot_iter_99_notes.txt", "tmp_snapshot_iter_11"});
 }
 
 TEST_CASE("ppe defect 16: what a killed run left unfinished is removed at the next start", "[snapshot][ppe]") {
@@ -215,10 +217,14 @@ TEST_CASE("file names: templates, ppe's spelling, callables", "[snapshot]") {
   const temporary_directory dir;
   train(dir.path(), 2, {.filename = "a_{iteration:05}_{epoch}"});
   train(dir.path(), 2, {.filename = "b_{.iteration}"});
-  train(dir.path(), 2, {.filename = [](const context& ctx) { return "c_" + std::string(static_cast<std::size_t>(ctx.iteration()), 'x'); }});
+  train(dir.path(), 2, {.filename = [](const context& ctx) {
+          return "c_" + std::string(static_cast<std::size_t>(ctx.iteration()), 'x');
+        }});
   REQUIRE(files_in(dir.path()) == names{"a_00002_0", "b_2", "c_xx"});
 
-  const auto callable = [](const context& ctx) { return "c_" + std::string(static_cast<std::size_t>(ctx.iteration()), 'x'); };
+  const auto callable = [](const context& ctx) {
+    return "c_" + std::string(static_cast<std::size_t>(ctx.iteration()), 'x');
+  };
   const auto result = train(dir.path(), 4, {.filename = callable, .autoload = true});
   REQUIRE(result.resumed_from);
   REQUIRE(result.iteration == 4);
@@ -267,7 +273,8 @@ TEST_CASE("condition is asked after the trigger has fired", "[snapshot]") {
   REQUIRE(files_in(dir.path()) == names{"snapshot_iter_4", "snapshot_iter_8"});
 }
 
-TEST_CASE("ppe defect 4: an error snapshot has its own name, is marked, and is not resumed from", "[snapshot][error][ppe]") {
+TEST_CASE("ppe defect 4: an error snapshot has its own name, is marked, and is not resumed from",
+          "[snapshot][error][ppe]") {
   const temporary_directory dir;
   problem p;
   auto l = p.loop(dir.path(), 100);
@@ -292,9 +299,10 @@ TEST_CASE("a snapshot that cannot be written ends training with the reason, and 
   bool told = false;
   problem p;
   auto l = p.loop(dir.path(), 8);
-  l | snapshot({.n_retains = 1, .autoload = true}).triggered(every(2_iterations)) | make_extension("watch", [&](context& ctx) {
-    ctx.on_end<event::snapshot_completed>([&](const auto& e) { told = static_cast<bool>(e.error); });
-  });
+  l | snapshot({.n_retains = 1, .autoload = true}).triggered(every(2_iterations)) |
+      make_extension("watch", [&](context& ctx) {
+        ctx.on_end<event::snapshot_completed>([&](const auto& e) { told = static_cast<bool>(e.error); });
+      });
   const auto what = message_of<io_error>([&] { l.run(); });
   REQUIRE(contains(what, "snapshot_iter_6"));
   REQUIRE(told);
@@ -330,7 +338,8 @@ TEST_CASE("targets: one object, several, and snapshot_object", "[snapshot]") {
   {
     auto l = p.loop(dir.path(), 2);
     l | snapshot_object(p.model, "model_{iteration}").triggered(every(2_iterations));
-    l | snapshot({.filename = "both", .target = std::vector<std::pair<std::string, state::stateful_ref>>{{"model", p.model}, {"c", c}}})
+    l | snapshot({.filename = "both",
+                  .target = std::vector<std::pair<std::string, state::stateful_ref>>{{"model", p.model}, {"c", c}}})
             .named("both")
             .triggered(every(2_iterations));
     l.run();
@@ -344,8 +353,11 @@ TEST_CASE("targets: one object, several, and snapshot_object", "[snapshot]") {
   c.n = 0;
   auto l = p.loop(dir.path(), 1);
   bool loaded = false;
-  l | snapshot({.filename = "both", .target = std::vector<std::pair<std::string, state::stateful_ref>>{{"model", p.model}, {"c", c}}, .autoload = true})
-    | make_extension("check", [&](context& ctx) {
+  l |
+      snapshot({.filename = "both",
+                .target = std::vector<std::pair<std::string, state::stateful_ref>>{{"model", p.model}, {"c", c}},
+                .autoload = true}) |
+      make_extension("check", [&](context& ctx) {
         ctx.on<event::training_started>([&] { loaded = torch::equal(weight, p.model->weight) && c.n == 5; });
       });
   l.run();
@@ -416,11 +428,11 @@ torch.save({'weight': model.weight.data, 'bias': model.bias.data, 'next': torch.
   l | snapshot_object(state::stateful_ref([&] { return state::value(stored); }, [](const state::value&) {}), "batches")
           .triggered(every(3_iterations));
   torch::Tensor next;
-  l | make_extension("random", [&](context& ctx) {
-    ctx.on<event::training_completed>([&] { next = torch::rand({1000}); });
-  });
+  l | make_extension("random",
+                     [&](context& ctx) { ctx.on<event::training_completed>([&] { next = torch::rand({1000}); }); });
   l.run();
-  const auto run = rondo::testing::run_python(script, {(dir / "snapshot_iter_3").string(), (dir / "batches").string(), (dir / "out.pt").string()});
+  const auto run = rondo::testing::run_python(
+      script, {(dir / "snapshot_iter_3").string(), (dir / "batches").string(), (dir / "out.pt").string()});
   INFO(run.output);
   REQUIRE(run.status == 0);
   const auto python = checkpoint::materialize(checkpoint::reader::open(dir / "out.pt"));
@@ -429,7 +441,8 @@ torch.save({'weight': model.weight.data, 'bias': model.bias.data, 'next': torch.
   REQUIRE(torch::equal(python.get<at::Tensor>("next"), next));
 }
 
-TEST_CASE("a fresh run beside an earlier one that went further keeps its own snapshots, and the other's", "[snapshot]") {
+TEST_CASE("a fresh run beside an earlier one that went further keeps its own snapshots, and the other's",
+          "[snapshot]") {
   const temporary_directory dir;
   train(dir.path(), 20, {.n_retains = 2}, 5);
   REQUIRE(files_in(dir.path()) == names{"snapshot_iter_15", "snapshot_iter_20"});
@@ -445,7 +458,8 @@ TEST_CASE("damaged snapshots with names from a callable are not taken for foreig
   truncate_file(dir / "s4.pt", 200);
   REQUIRE(train(dir.path(), 5, {.filename = name, .autoload = true}, 100).resumed_from == dir / "s2.pt");
   truncate_file(dir / "s2.pt", 200);
-  const auto what = message_of<snapshot_error>([&] { train(dir.path(), 5, {.filename = name, .autoload = true}, 100); });
+  const auto what =
+      message_of<snapshot_error>([&] { train(dir.path(), 5, {.filename = name, .autoload = true}, 100); });
   REQUIRE(contains(what, "s2.pt"));
   REQUIRE_FALSE(contains(what, "notes.txt"));
 }
@@ -455,8 +469,9 @@ TEST_CASE("a failed load leaves the model untouched although its own part would 
   train(dir.path(), 2, {});
   problem p;
   const auto before = p.digest();
-  torch::optim::Adam two_groups({torch::optim::OptimizerParamGroup({p.model->weight}), torch::optim::OptimizerParamGroup({p.model->bias})},
-                                torch::optim::AdamOptions(0.05));
+  torch::optim::Adam two_groups(
+      {torch::optim::OptimizerParamGroup({p.model->weight}), torch::optim::OptimizerParamGroup({p.model->bias})},
+      torch::optim::AdamOptions(0.05));
   rondo::loop l(p.model, two_groups, data::tensor_dataset(p.x, p.y) | data::batch(4), torch::nn::functional::mse_loss,
                 {.max_iterations = 4, .out = dir.path()});
   l | snapshot({.autoload = true});
@@ -496,8 +511,9 @@ TEST_CASE("what a subscriber throws after a failed snapshot does not mask the re
   problem p;
   auto l = p.loop(dir.path(), 4);
   int completed = 0;
-  l | snapshot({.savefun = [](const fs::path&, const state::value&) { throw std::runtime_error("first"); }})
-          .triggered(every(2_iterations));
+  l | snapshot({.savefun = [](const fs::path&, const state::value&) {
+        throw std::runtime_error("first");
+      }}).triggered(every(2_iterations));
   l | make_extension("breaks", [&](context& ctx) {
     ctx.on_end<event::snapshot_completed>([&](const auto& e) {
       ++completed;

@@ -110,9 +110,7 @@ inline auto async_semaphore::acquire() -> task<permit> {
   co_return permit(state);
 }
 
-inline auto async_semaphore::try_acquire() -> permit {
-  return state_->try_take() ? permit(state_) : permit();
-}
+inline auto async_semaphore::try_acquire() -> permit { return state_->try_take() ? permit(state_) : permit(); }
 
 inline void async_semaphore::release() { state_->give(); }
 

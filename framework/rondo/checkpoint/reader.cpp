@@ -47,7 +47,8 @@ class mapping {
     size_ = static_cast<std::size_t>(status.st_size);
     start_ = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.number(), 0);
     if (start_ == MAP_FAILED) fail("map", path);
-    // A page that cannot be read is a signal when it is touched, but an error when it is read. Opening looks at both ends.
+    // A page that cannot be read is a signal when it is touched, but an error when it is read. Opening looks at both
+    // ends.
     try {
       const std::size_t head = std::min(size_, std::max(probed_bytes, size_ / 8));
       probe(file.number(), path, 0, head);

@@ -22,8 +22,9 @@ class reader {
  public:
   /// Maps the file read-only. A symbolic link as last component of the path is not followed. The file must not be
   /// shortened while it is mapped; Rondo itself only ever replaces files by renaming.
-  /// Throws `io_error` when the system refuses, `format_error` when this is not a sound checkpoint. A page in the middle
-  /// of the file that the disk cannot read is a signal (SIGBUS) when it is touched; `require_readable` finds it before.
+  /// Throws `io_error` when the system refuses, `format_error` when this is not a sound checkpoint. A page in the
+  /// middle of the file that the disk cannot read is a signal (SIGBUS) when it is touched; `require_readable` finds it
+  /// before.
   [[nodiscard]] static reader open(const std::filesystem::path& path);
   /// The same from memory. `where` names the source in errors.
   [[nodiscard]] static reader from_bytes(std::vector<std::byte> file, std::string where);

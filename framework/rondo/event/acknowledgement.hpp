@@ -12,8 +12,8 @@ class acknowledgement {
   void owe() noexcept { owed_ = true; }
   [[nodiscard]] bool owed() const noexcept { return owed_; }
 
-  /// The listener is done with its event. A waiting emitter is resumed from the event loop, never inline: the listener is about
-  /// to wait for its next event, and an emitter that overtook it would find nobody waiting.
+  /// The listener is done with its event. A waiting emitter is resumed from the event loop, never inline: the listener
+  /// is about to wait for its next event, and an emitter that overtook it would find nobody waiting.
   void settle();
 
   /// Completes when the listener has settled; at once if it owes nothing. One waiter at a time. Cancellation ends the

@@ -35,10 +35,9 @@ class early_stopping_trigger {
     return fmt::format("'{}' without improvement for {} checks, or {}", mean_.key(), patience_, limit_.str());
   }
   state::value state_dict() const {
-    return state::dict{{"mean", mean_.state_dict()},
-                       {"limit", limit_.state_dict()},
-                       {"best", best_ ? state::value(*best_) : state::value()},
-                       {"stale", stale_}};
+    state::dict memory{{"mean", mean_.state_dict()}, {"limit", limit_.state_dict()}, {"stale", stale_}, {"best", nullptr}};
+    if (best_) memory["best"] = *best_;
+    return memory;
   }
   void load_state_dict(const state::value& state) {
     mean_.load_state_dict(state.at("mean"));

@@ -25,8 +25,9 @@ struct early_stopping_options {
   trigger limit = never();
 };
 
-/// As a stop trigger: fires when `monitor` has not improved for `patience` checks, or when `limit` fires. A NaN is no improvement. State: saved, so that a resumed training stops where the unbroken one would have
-/// (ppe's forgets). Throws `option_error` for a patience below 1 or a negative min_delta.
+/// As a stop trigger: fires when `monitor` has not improved for `patience` checks, or when `limit` fires. A NaN is no
+/// improvement. State: saved, so that a resumed training stops where the unbroken one would have (ppe's forgets).
+/// Throws `option_error` for a patience below 1 or a negative min_delta.
 [[nodiscard]] trigger early_stopping(early_stopping_options options = {});
 
 }  // namespace rondo

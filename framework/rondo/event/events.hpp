@@ -10,8 +10,8 @@
 ///
 /// Events come in pairs: what was announced by `…_started` is followed by its `…_completed`, once. An event type with a
 /// member `std::exception_ptr error` is a closing event: if `error` is set, the thing ended by an exception, and only
-/// subscribers that asked for it (`context::on_end`) get the event; `context::on` and `context::next` see successes only.
-/// When a subscriber of a closing event throws, those after it do not get that event; they hear of `failed`.
+/// subscribers that asked for it (`context::on_end`) get the event; `context::on` and `context::next` see successes
+/// only. When a subscriber of a closing event throws, those after it do not get that event; they hear of `failed`.
 ///
 /// All are emitted on the training thread, and the emitter waits until every subscriber has acknowledged.
 namespace rondo::event {
@@ -26,8 +26,8 @@ struct training_started {
   std::int64_t epoch;      ///< epochs completed in earlier runs
 };
 
-/// Once per run, the last event of all (only `failed` can follow, when one of its own subscribers threw), also when training
-/// failed. Everybody gets it, whatever the others throw.
+/// Once per run, the last event of all (only `failed` can follow, when one of its own subscribers threw), also when
+/// training failed. Everybody gets it, whatever the others throw.
 struct training_completed {
   std::int64_t iteration;
   std::int64_t epoch;
@@ -83,15 +83,15 @@ struct evaluation_completed {
   std::exception_ptr error;
 };
 
-/// Once per run when training fails: the error that `run()` is going to throw. Before `training_completed`, unless ending the
-/// training is what failed. What a subscriber throws here is logged and otherwise ignored: it never takes the place of
-/// the first error.
+/// Once per run when training fails: the error that `run()` is going to throw. Before `training_completed`, unless
+/// ending the training is what failed. What a subscriber throws here is logged and otherwise ignored: it never takes
+/// the place of the first error.
 struct failed {
   std::exception_ptr cause;
 };
 
-/// When a signal has arrived that the loop listens to, at the end of the iteration. SIGINT and SIGTERM have requested a stop
-/// already.
+/// When a signal has arrived that the loop listens to, at the end of the iteration. SIGINT and SIGTERM have requested a
+/// stop already.
 struct signal_received {
   int number;
 };

@@ -26,7 +26,9 @@ std::int64_t known_length(const epochs& p, const moment& now) {
 }
 
 /// Whether the last iteration carried training over a multiple of `p`.
-bool passed_multiple(const iterations& p, const moment& now) { return now.iteration > 0 && now.iteration % p.count == 0; }
+bool passed_multiple(const iterations& p, const moment& now) {
+  return now.iteration > 0 && now.iteration % p.count == 0;
+}
 
 bool passed_multiple(const epochs& p, const moment& now) {
   if (now.iteration_in_epoch == 0) return false;
@@ -48,8 +50,8 @@ bool reached(const epochs& p, const moment& now) {
 }
 
 void require_positive(const char* option, const period& p) {
-  const bool positive = std::holds_alternative<iterations>(p) ? std::get<iterations>(p).count > 0
-                                                              : std::get<epochs>(p).numerator() > 0;
+  const bool positive =
+      std::holds_alternative<iterations>(p) ? std::get<iterations>(p).count > 0 : std::get<epochs>(p).numerator() > 0;
   if (!positive) throw option_error(option, str(p), "more than 0 iterations or epochs");
 }
 
@@ -82,7 +84,8 @@ struct at_points {
 
 }  // namespace
 
-epochs::epochs(double value) : epochs(std::string_view(std::isfinite(value) ? fmt::format("{}", value) : "not finite")) {}
+epochs::epochs(double value)
+    : epochs(std::string_view(std::isfinite(value) ? fmt::format("{}", value) : "not finite")) {}
 
 epochs::epochs(std::string_view text) {
   const auto reject = [&] {

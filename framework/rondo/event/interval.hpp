@@ -63,9 +63,9 @@ using period = std::variant<iterations, epochs>;
 [[nodiscard]] inline trigger every(iterations n) { return every(period(n)); }
 [[nodiscard]] inline trigger every(epochs n) { return every(period(n)); }
 
-/// Fires at each of the given points once, by the same arithmetic: `rondo::at({10_iterations, 2_epochs})`. Stateless. Throws
-/// `option_error` when the list is empty or a point is not positive. (Qualified even under `using namespace rondo`,
-/// because LibTorch has a namespace `at`.)
+/// Fires at each of the given points once, by the same arithmetic: `rondo::at({10_iterations, 2_epochs})`. Stateless.
+/// Throws `option_error` when the list is empty or a point is not positive. (Qualified even under `using namespace
+/// rondo`, because LibTorch has a namespace `at`.)
 [[nodiscard]] trigger at(std::vector<period> points);
 
 }  // namespace rondo

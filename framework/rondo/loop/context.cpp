@@ -16,8 +16,9 @@ const Named& named(const char* option, const std::vector<Named>& all, std::strin
 }
 
 const option_error not_supervised(const char* what) {
-  return option_error(what, "called in a loop with a custom step",
-                      "a loop made from a model and a loss function; elsewhere give the evaluation a function of its own");
+  return option_error(
+      what, "called in a loop with a custom step",
+      "a loop made from a model and a loss function; elsewhere give the evaluation a function of its own");
 }
 
 }  // namespace

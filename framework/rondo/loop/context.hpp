@@ -27,8 +27,8 @@ class stopped : public error {
   using error::error;
 };
 
-/// What an extension, and a user's training step, sees of the run. Valid from `attach` to the end of the run. Everything
-/// here belongs to the training thread; debug builds assert it where something is changed.
+/// What an extension, and a user's training step, sees of the run. Valid from `attach` to the end of the run.
+/// Everything here belongs to the training thread; debug builds assert it where something is changed.
 class context {
  public:
   context(detail::session& s, detail::attachment* self) : session_(s), self_(self) {}
@@ -54,9 +54,14 @@ class context {
   /// The loop's settings.
   [[nodiscard]] const loop_options& options() const noexcept { return session_.options; }
   /// The snapshot that this run goes on from.
-  [[nodiscard]] const std::optional<std::filesystem::path>& resumed_from() const noexcept { return session_.resumed_from; }
+  [[nodiscard]] const std::optional<std::filesystem::path>& resumed_from() const noexcept {
+    return session_.resumed_from;
+  }
   /// The name of the extension; "loop" in a training step.
   [[nodiscard]] const std::string& name() const noexcept;
+
+  /// Whether this run has an extension of that name.
+  [[nodiscard]] bool has_extension(std::string_view name) const { return session_.has_extension(name); }
 
   // ---- events ----------------------------------------------------------------------------------------------------
 
@@ -66,7 +71,8 @@ class context {
   void on(F handler) {
     subscribe<E>(subscription{priority(), nullptr, false}, std::move(handler));
   }
-  /// The same, only when `t` fires. The memory of `t` is not saved in snapshots; that of the extension's own trigger is, see `when_due`.
+  /// The same, only when `t` fires. The memory of `t` is not saved in snapshots; that of the extension's own trigger
+  /// is, see `when_due`.
   template <class E, class F>
   void on(trigger t, F handler) {
     subscribe<E>(subscription{priority(), std::make_shared<detail::trigger_gate>(std::move(t), session_, false), false},
@@ -151,8 +157,8 @@ class context {
   }
   [[nodiscard]] bool stop_requested() const noexcept { return session_.stop_reason.has_value(); }
 
-  /// Runs `work` on a background thread and comes home with its result. `work` is a named callable; it takes values with
-  /// it, because the training thread goes on. Throws what it throws. A cancelled caller still waits for it.
+  /// Runs `work` on a background thread and comes home with its result. `work` is a named callable; it takes values
+  /// with it, because the training thread goes on. Throws what it throws. A cancelled caller still waits for it.
   template <class F>
   [[nodiscard]] auto offload(F& work) {
     return rondo::offload(session_.pool(), work);
@@ -174,9 +180,9 @@ class context {
     });
   }
 
-  /// The directory for files, as an absolute path. The first call makes it, removes unfinished files that killed runs left
-  /// there, and keeps other trainers out until the run is over. Throws `option_error("out", …)` if nothing can be written
-  /// there, `writing::lock_error` if another trainer is at work.
+  /// The directory for files, as an absolute path. The first call makes it, removes unfinished files that killed runs
+  /// left there, and keeps other trainers out until the run is over. Throws `option_error("out", …)` if nothing can be
+  /// written there, `writing::lock_error` if another trainer is at work.
   [[nodiscard]] const std::filesystem::path& out() { return session_.out(); }
 
   // ---- models and optimizers -------------------------------------------------------------------------------------
@@ -187,7 +193,8 @@ class context {
   [[nodiscard]] torch::optim::Optimizer& optimizer(std::string_view name = "main") const;
   [[nodiscard]] const std::vector<detail::named_optimizer>& optimizers() const noexcept { return session_.optimizers; }
 
-  /// In a supervised loop: the model's output for `input`, which is on the loop's device. Throws `option_error` otherwise.
+  /// In a supervised loop: the model's output for `input`, which is on the loop's device. Throws `option_error`
+  /// otherwise.
   [[nodiscard]] at::Tensor forward(const at::Tensor& input) const;
   /// In a supervised loop: the loss function's value. Throws `option_error` otherwise.
   [[nodiscard]] at::Tensor loss(const at::Tensor& output, const at::Tensor& target) const;
@@ -203,8 +210,8 @@ class context {
 
   /// The state of the whole run in ppe's layout; tensors are the live ones, not copies.
   [[nodiscard]] state::dict state_dict() const { return session_.state_dict(); }
-  /// Takes a state back. Only while `event::restoring` is being emitted. Throws `state_error` with the path of what does
-  /// not fit; models and optimizers have then not been changed.
+  /// Takes a state back. Only while `event::restoring` is being emitted. Throws `state_error` with the path of what
+  /// does not fit; models and optimizers have then not been changed.
   void load_state_dict(const state::value& state) { session_.load_state_dict(state); }
   /// Records which file the state came from.
   void set_resumed_from(std::filesystem::path file) { session_.resumed_from = std::move(file); }
@@ -229,8 +236,9 @@ class context {
 
   template <class E, class F>
   void subscribe(subscription how, F handler) {
-    static_assert(handler_of<F, E>,
-                  "a handler is called with const E& or with nothing, and returns void or task<>; this one does neither");
+    static_assert(
+        handler_of<F, E>,
+        "a handler is called with const E& or with nothing, and returns void or task<>; this one does neither");
     session_.assert_home();
     session_.events.on<E>(std::move(how), std::move(handler));
   }

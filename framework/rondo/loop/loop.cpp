@@ -33,8 +33,9 @@ run_result loop::run() {
 
 task<run_result> loop::run_async() {
   if (!source_) throw error("this loop has run already; make a new one (snapshots carry the state over)");
-  session_ = std::make_unique<detail::session>(std::move(options_), std::move(models_.all_), std::move(optimizers_.all_),
-                                               std::move(state_objects_), std::move(source_), std::move(supervised_));
+  session_ =
+      std::make_unique<detail::session>(std::move(options_), std::move(models_.all_), std::move(optimizers_.all_),
+                                        std::move(state_objects_), std::move(source_), std::move(supervised_));
   co_return co_await session_->drive(std::move(extensions_));
 }
 

@@ -23,8 +23,8 @@ struct loop_options {
   std::filesystem::path out = "result";
   /// Models and batches are moved here. Default: CPU, where nothing is moved.
   c10::Device device = c10::kCPU;
-  /// Gradients of this many iterations are averaged before each update. A shorter rest at the end of an epoch is an update
-  /// of its own, averaged over what there is. At least 1.
+  /// Gradients of this many iterations are averaged before each update. A shorter rest at the end of an epoch is an
+  /// update of its own, averaged over what there is. At least 1.
   std::int64_t accumulate = 1;
   /// Before each managed update, gradients are scaled down to this 2-norm (over all parameters of the optimizer). The
   /// norm is reported as "train/grad_norm". Positive.
@@ -41,10 +41,10 @@ struct loop_options {
 
 /// How a run ended.
 struct run_result {
-  std::string stop_reason;     ///< for people: "10 epochs completed"
-  std::int64_t iteration = 0;  ///< iterations done, over all resumes
-  std::int64_t epoch = 0;      ///< epochs completed
-  double elapsed_time = 0.0;   ///< seconds of training, over all resumes
+  std::string stop_reason;                            ///< for people: "10 epochs completed"
+  std::int64_t iteration = 0;                         ///< iterations done, over all resumes
+  std::int64_t epoch = 0;                             ///< epochs completed
+  double elapsed_time = 0.0;                          ///< seconds of training, over all resumes
   std::optional<std::filesystem::path> resumed_from;  ///< the snapshot that this run went on from
 };
 

@@ -66,7 +66,9 @@ void load_named(const char* part, const std::vector<Named>& objects, const state
   const auto& stored = state.as<state::dict>();
   for (const auto& [key, ignored] : stored) {
     const bool known = std::any_of(objects.begin(), objects.end(), [&](const Named& o) { return o.name == key.str(); });
-    if (!known) throw state_error(std::string(part) + "." + key.str(), "is in the snapshot, but the loop has nothing of that name");
+    if (!known)
+      throw state_error(std::string(part) + "." + key.str(),
+                        "is in the snapshot, but the loop has nothing of that name");
   }
   for (const auto& object : objects) {
     try {
@@ -94,11 +96,13 @@ attachment::attachment(session& s, const extension& e) : what(e) {
 }
 attachment::~attachment() = default;
 
-/// A pool whose work may come home to an event loop that is being destroyed (an abandoned `run_async`): then the pool ends
-/// before the loop does, because what it would post could not be destroyed afterwards.
+/// A pool whose work may come home to an event loop that is being destroyed (an abandoned `run_async`): then the pool
+/// ends before the loop does, because what it would post could not be destroyed afterwards.
 class session::background_pool final : public parked {
  public:
-  background_pool(std::size_t threads, const executor& home) : pool_(std::in_place, threads) { registry_of(home)->add(*this); }
+  background_pool(std::size_t threads, const executor& home) : pool_(std::in_place, threads) {
+    registry_of(home)->add(*this);
+  }
   ~background_pool() {
     unlink();
     abandon();
@@ -131,7 +135,8 @@ session::session(loop_options o, std::vector<named_model> m, std::vector<named_o
 
 session::~session() = default;
 
-// ---- the run ----------------------------------------------------------------------------------------------------------
+// ---- the run
+// ----------------------------------------------------------------------------------------------------------
 
 task<run_result> session::drive(std::vector<extension> extensions) {
   home = co_await asio::this_coro::executor;
@@ -167,7 +172,8 @@ void session::validate() const {
   require_positive("clip_grad_value", options.clip_grad_value);
   require_positive("background_threads", std::optional<std::int64_t>(options.background_threads));
   if (!options.max_epochs && !options.max_iterations && !options.stop_trigger)
-    throw option_error("max_epochs", "not set", "a number of epochs, or max_iterations, or a stop_trigger: training needs an end");
+    throw option_error("max_epochs", "not set",
+                       "a number of epochs, or max_iterations, or a stop_trigger: training needs an end");
 }
 
 void session::attach(std::vector<extension> extensions) {
@@ -188,8 +194,9 @@ void session::attach(std::vector<extension> extensions) {
     a->what.self()->attach(*a->ctx);
     const bool ignored = a->when && !a->when_is_used && !a->what.self()->is_coroutine();
     if (ignored)
-      throw option_error("triggered", fmt::format("{} for the extension '{}'", a->what.when()->str(), a->what.name()),
-                         "only for extensions that act when their trigger fires (context::when_due); this one does not");
+      throw option_error(
+          "triggered", fmt::format("{} for the extension '{}'", a->what.when()->str(), a->what.name()),
+          "only for extensions that act when their trigger fires (context::when_due); this one does not");
   }
 }
 
@@ -266,19 +273,25 @@ task<> session::run_epoch() {
     now.iteration_in_epoch = 0;
     now.epoch_end = false;
   }
+  // The unbroken run drew what a range draws at the beginning of an epoch after the state of its end was saved, and
+  // before a state inside it was.
+  const bool inside = now.iteration_in_epoch > 0;
+  if (!inside) restore_random();
   source_->begin(now.epoch_index, now.iteration_in_epoch);
-  if (restored_random_) {
-    // After the range was put into position, which may have drawn numbers.
-    state::load_random_state(*restored_random_);
-    restored_random_.reset();
-  }
+  if (inside) restore_random();
   if (source_->exhausted())
-    throw option_error("batches", fmt::format("no batch in epoch {} after the first {}", now.epoch_index, now.iteration_in_epoch),
+    throw option_error("batches",
+                       fmt::format("no batch in epoch {} after the first {}", now.epoch_index, now.iteration_in_epoch),
                        "a range that gives batches every time it is iterated over");
   epoch_open_ = true;
   auto rest = events.emit<event::epoch_started>(now.epoch_index, now.iteration_in_epoch);
   if (rest) co_await std::move(*rest);
   while (!now.epoch_end && !stop_reason) co_await run_iteration();
+}
+
+void session::restore_random() {
+  if (restored_random_) state::load_random_state(*restored_random_);
+  restored_random_.reset();
 }
 
 task<> session::run_iteration() {
@@ -311,8 +324,8 @@ task<> session::run_iteration() {
   throw_failure();
 }
 
-// An epoch's end is announced inside its last iteration's end: everybody above the snapshot priority has seen both before
-// the state is settled and saved.
+// An epoch's end is announced inside its last iteration's end: everybody above the snapshot priority has seen both
+// before the state is settled and saved.
 task<> session::end_iteration() {
   auto& iterations = events.channel<event::iteration_completed>();
   auto& epochs = events.channel<event::epoch_completed>();
@@ -345,7 +358,8 @@ task<> session::end_iteration() {
   throw_failure();
 }
 
-// ---- the end ----------------------------------------------------------------------------------------------------------
+// ---- the end
+// ----------------------------------------------------------------------------------------------------------
 
 task<> session::conclude(std::exception_ptr error) {
   if (!error) {
@@ -428,7 +442,8 @@ task<> session::join_everything() {
   pool_.reset();
 }
 
-// ---- services ---------------------------------------------------------------------------------------------------------
+// ---- services
+// ---------------------------------------------------------------------------------------------------------
 
 void session::stop(std::string reason) {
   if (!stop_reason) stop_reason = std::move(reason);
@@ -477,7 +492,8 @@ const std::filesystem::path& session::out() {
     for (const auto& left_over : writing::remove_stale_temporaries(*files, options.out))
       log::info(fmt::format("removed '{}', which a killed process had left unfinished", left_over.string()));
   } catch (const io_error& e) {
-    throw option_error("out", options.out.string(), std::string("a directory that this process can write to: ") + e.what());
+    throw option_error("out", options.out.string(),
+                       std::string("a directory that this process can write to: ") + e.what());
   }
   return options.out;
 }
@@ -485,6 +501,10 @@ const std::filesystem::path& session::out() {
 asio::thread_pool& session::pool() {
   if (!pool_) pool_ = std::make_unique<background_pool>(static_cast<std::size_t>(options.background_threads), home);
   return pool_->pool();
+}
+
+bool session::has_extension(std::string_view name) const {
+  return std::any_of(attached_.begin(), attached_.end(), [&](const auto& a) { return a->what.name() == name; });
 }
 
 void session::assert_home() const {
@@ -497,7 +517,8 @@ double session::epoch_detail() const {
          static_cast<double>(now.iteration_in_epoch) / static_cast<double>(*now.epoch_length);
 }
 
-// ---- updates ----------------------------------------------------------------------------------------------------------
+// ---- updates
+// ----------------------------------------------------------------------------------------------------------
 
 std::size_t session::optimizer_index(const torch::optim::Optimizer& optimizer) const {
   for (std::size_t i = 0; i < optimizers.size(); ++i)
@@ -510,7 +531,8 @@ std::optional<task<>> session::learn(const at::Tensor& loss, std::int64_t sample
     throw option_error("step", fmt::format("returns a loss in a loop with {} optimizers", optimizers.size()),
                        "exactly one optimizer; with several, call co_await ctx.update(optimizer) and return nothing");
   if (dynamic_cast<torch::optim::LBFGS*>(optimizers[0].optimizer.get()) != nullptr)
-    throw option_error("optimizer", "LBFGS", "an optimizer that steps without a closure; for LBFGS write a step that calls step(closure)");
+    throw option_error("optimizer", "LBFGS",
+                       "an optimizer that steps without a closure; for LBFGS write a step that calls step(closure)");
   if (!loss.defined() || loss.numel() != 1)
     throw option_error("loss", loss.defined() ? fmt::format("a tensor of {} elements", loss.numel()) : "undefined",
                        "a tensor with one element");
@@ -577,7 +599,8 @@ task<> session::update(std::size_t index) {
   if (rest) co_await std::move(*rest);
 }
 
-// ---- state ------------------------------------------------------------------------------------------------------------
+// ---- state
+// ------------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -609,20 +632,26 @@ state::dict session::state_dict() const {
   for (const auto& o : state_objects) objects.insert_or_assign(o.name, o.object.save());
   state::dict extensions;
   for (const auto& a : attached_) extensions.insert_or_assign(a->what.name(), memory_of(*a));
-  state::dict ours{{"format", 1},
-                   {"epoch_index", now.epoch_index},
-                   {"iteration_in_epoch", now.iteration_in_epoch},
-                   {"epoch_end", now.epoch_end},
-                   {"epoch_length", now.epoch_length ? state::value(*now.epoch_length) : state::value()},
-                   {"elapsed_time", now.elapsed_time},
-                   {"stop_trigger_fired", stop_trigger_fired_},
-                   {"stop_trigger", options.stop_trigger ? options.stop_trigger->state_dict() : state::value(state::dict())},
-                   {"optimizer_types", optimizer_types()},
-                   {"gradients", gradients()},
-                   {"random", state::random_state()}};
-  return {{"_start_iteration", now.iteration}, {"_start_execution", execution},  {"models", std::move(all_models)},
-          {"optimizers", std::move(all_optimizers)}, {"state_objects", std::move(objects)},
-          {"extensions", std::move(extensions)},     {"ppe_version", "0.9.0"},   {"rondo", std::move(ours)}};
+  state::dict ours{
+      {"format", 1},
+      {"epoch_index", now.epoch_index},
+      {"iteration_in_epoch", now.iteration_in_epoch},
+      {"epoch_end", now.epoch_end},
+      {"epoch_length", now.epoch_length ? state::value(*now.epoch_length) : state::value()},
+      {"elapsed_time", now.elapsed_time},
+      {"stop_trigger_fired", stop_trigger_fired_},
+      {"stop_trigger", options.stop_trigger ? options.stop_trigger->state_dict() : state::value(state::dict())},
+      {"optimizer_types", optimizer_types()},
+      {"gradients", gradients()},
+      {"random", state::random_state()}};
+  return {{"_start_iteration", now.iteration},
+          {"_start_execution", execution},
+          {"models", std::move(all_models)},
+          {"optimizers", std::move(all_optimizers)},
+          {"state_objects", std::move(objects)},
+          {"extensions", std::move(extensions)},
+          {"ppe_version", "0.9.0"},
+          {"rondo", std::move(ours)}};
 }
 
 void session::load_state_dict(const state::value& state) {
@@ -658,7 +687,8 @@ void session::load_extensions(const state::dict& root) {
     const auto& name = a->what.name();
     const auto* own = all.find(name);
     if (own == nullptr) {
-      if (remembers(*a)) log::warn(fmt::format("the snapshot knows no extension '{}': it starts without a memory", name));
+      if (remembers(*a))
+        log::warn(fmt::format("the snapshot knows no extension '{}': it starts without a memory", name));
       continue;
     }
     try {
@@ -669,8 +699,11 @@ void session::load_extensions(const state::dict& root) {
     }
   }
   for (const auto& [key, memory] : all) {
-    const bool known = is_empty(memory) || std::any_of(attached_.begin(), attached_.end(), [&](const auto& a) { return a->what.name() == key.str(); });
-    if (!known) log::warn(fmt::format("the snapshot has a state for the extension '{}', which this loop does not have", key.str()));
+    const bool known = is_empty(memory) || std::any_of(attached_.begin(), attached_.end(),
+                                                       [&](const auto& a) { return a->what.name() == key.str(); });
+    if (!known)
+      log::warn(
+          fmt::format("the snapshot has a state for the extension '{}', which this loop does not have", key.str()));
   }
 }
 
@@ -678,7 +711,8 @@ void session::load_position(const state::dict& root) {
   const auto* ours = root.find("rondo");
   if (ours == nullptr) {  // written by pytorch-pfn-extras, which counts iterations only
     if (!now.epoch_length && now.iteration > 0)
-      throw state_error("rondo", "is missing; a state of pytorch-pfn-extras needs batches whose number per epoch is known");
+      throw state_error("rondo",
+                        "is missing; a state of pytorch-pfn-extras needs batches whose number per epoch is known");
     if (now.iteration == 0) return;
     now.epoch_index = (now.iteration - 1) / *now.epoch_length;
     now.iteration_in_epoch = (now.iteration - 1) % *now.epoch_length + 1;
@@ -687,9 +721,10 @@ void session::load_position(const state::dict& root) {
   }
   const auto& length = ours->at("epoch_length");
   if (!length.is_null() && now.epoch_length && length.as<std::int64_t>() != *now.epoch_length)
-    log::warn(fmt::format("the snapshot was taken with {} iterations per epoch, now there are {}: this epoch goes on after its "
-                          "first {} iterations",
-                          length.as<std::int64_t>(), *now.epoch_length, ours->get<std::int64_t>("iteration_in_epoch")));
+    log::warn(fmt::format(
+        "the snapshot was taken with {} iterations per epoch, now there are {}: this epoch goes on after its "
+        "first {} iterations",
+        length.as<std::int64_t>(), *now.epoch_length, ours->get<std::int64_t>("iteration_in_epoch")));
   now.epoch_index = ours->get<std::int64_t>("epoch_index");
   now.iteration_in_epoch = ours->get<std::int64_t>("iteration_in_epoch");
   now.epoch_end = ours->get<bool>("epoch_end");
@@ -724,8 +759,8 @@ void session::check_optimizer_types(const state::value& ours) const {
   for (const auto& [name, type] : present) {
     const auto* before = stored->as<state::dict>().find(name);
     if (before != nullptr && before->as<std::string>() != type.as<std::string>())
-      throw state_error("optimizers." + name.str(), fmt::format("is the state of a {}, the loop has a {}", before->as<std::string>(),
-                                                                type.as<std::string>()));
+      throw state_error("optimizers." + name.str(), fmt::format("is the state of a {}, the loop has a {}",
+                                                                before->as<std::string>(), type.as<std::string>()));
   }
 }
 
@@ -747,15 +782,17 @@ void session::load_gradients(const state::value& ours) {
   if (stored == nullptr || stored->is_null()) return;
   const auto window = stored->get<std::int64_t>("accumulate");
   if (window != options.accumulate)
-    throw state_error("rondo.gradients", fmt::format("were gathered with accumulate = {}, now it is {}; go on with the old "
-                                                     "number, or from a snapshot at the end of a window",
-                                                     window, options.accumulate));
+    throw state_error("rondo.gradients",
+                      fmt::format("were gathered with accumulate = {}, now it is {}; go on with the old "
+                                  "number, or from a snapshot at the end of a window",
+                                  window, options.accumulate));
   const auto& tensors = stored->get<state::list>("tensors");
   std::vector<at::Tensor> parameters;
   for (const auto& group : optimizers.at(0).optimizer->param_groups())
     parameters.insert(parameters.end(), group.params().begin(), group.params().end());
   if (tensors.size() != parameters.size())
-    throw state_error("rondo.gradients", fmt::format("expected {} tensors, one per parameter, found {}", parameters.size(), tensors.size()));
+    throw state_error("rondo.gradients", fmt::format("expected {} tensors, one per parameter, found {}",
+                                                     parameters.size(), tensors.size()));
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     if (tensors[i].is_null()) continue;
     const auto& gradient = tensors[i].as<at::Tensor>();

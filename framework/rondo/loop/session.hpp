@@ -11,6 +11,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -69,8 +70,8 @@ struct supervision {
   std::function<at::Tensor(const at::Tensor& output, const at::Tensor& target)> loss;
 };
 
-/// A trigger as a gate. That of an extension as a whole is asked once per iteration however many subscriptions share it,
-/// that of a single subscription at every emission.
+/// A trigger as a gate. That of an extension as a whole is asked once per iteration however many subscriptions share
+/// it, that of a single subscription at every emission.
 class trigger_gate final : public gate {
  public:
   trigger_gate(trigger t, const session& s, bool shared) : trigger_(std::move(t)), session_(s), shared_(shared) {}
@@ -111,8 +112,8 @@ class session {
   [[nodiscard]] state::dict state_dict() const;
   void load_state_dict(const state::value& state);
   void stop(std::string reason);
-  /// Remembers the first failure of a coroutine beside the loop, which throws it at the next opportunity. That a coroutine
-  /// was cancelled because the run is ending is no failure.
+  /// Remembers the first failure of a coroutine beside the loop, which throws it at the next opportunity. That a
+  /// coroutine was cancelled because the run is ending is no failure.
   void fail(std::exception_ptr error) noexcept;
   [[nodiscard]] const std::filesystem::path& out();
   [[nodiscard]] asio::thread_pool& pool();
@@ -122,6 +123,7 @@ class session {
   /// Clip, `update_started`, step, `update_completed`.
   [[nodiscard]] task<> update(std::size_t index);
   [[nodiscard]] double epoch_detail() const;
+  [[nodiscard]] bool has_extension(std::string_view name) const;
   void assert_home() const;
 
   loop_options options;
@@ -164,6 +166,7 @@ class session {
   void load_extensions(const state::dict& root);
   void load_position(const state::dict& root);
   void begin_clock();
+  void restore_random();
   void throw_failure();
   void clip(std::size_t index);
   [[nodiscard]] std::optional<task<>> update_now(std::size_t index);

@@ -29,9 +29,9 @@ namespace rondo {
 /// * nothing: does everything by hand, `optimizer.step()` included; no update events are emitted then.
 template <class F, class Batch>
 concept training_step = std::invocable<F&, context&, Batch&> &&
-                        (std::convertible_to<std::invoke_result_t<F&, context&, Batch&>, at::Tensor> ||
-                         std::same_as<std::invoke_result_t<F&, context&, Batch&>, task<>> ||
-                         std::is_void_v<std::invoke_result_t<F&, context&, Batch&>>);
+    (std::convertible_to<std::invoke_result_t<F&, context&, Batch&>, at::Tensor> ||
+     std::same_as<std::invoke_result_t<F&, context&, Batch&>, task<>> ||
+     std::is_void_v<std::invoke_result_t<F&, context&, Batch&>>);
 
 namespace detail {
 

@@ -22,11 +22,13 @@ const at::Tensor* observation::on_device() const noexcept {
 
 void observations::report(std::string_view key, const at::Tensor& scalar, double weight) {
   if (!scalar.defined() || scalar.numel() != 1) {
-    const auto found = scalar.defined() ? fmt::format("a tensor of {} elements", scalar.numel()) : "an undefined tensor";
+    const auto found =
+        scalar.defined() ? fmt::format("a tensor of {} elements", scalar.numel()) : "an undefined tensor";
     throw observation_error(std::string(key), fmt::format("takes a number or a tensor of one element, got {}", found));
   }
   if (scalar.device().is_cpu())
-    slot(key) = observation(scalar.item().toDouble(), weight);  // nothing to wait for, and later writes cannot change it
+    slot(key) =
+        observation(scalar.item().toDouble(), weight);  // nothing to wait for, and later writes cannot change it
   else
     slot(key) = observation(scalar.detach().clone(), weight);
 }

@@ -37,8 +37,8 @@ inline constexpr load_policy strict{};
 /// parameters.
 void load_module_state(torch::nn::Module& module, const value& state, load_policy policy = strict);
 
-/// The checks of `load_module_state` now, the copying when the result is called, which does not throw for reasons of the
-/// state: for loading several objects together or not at all. The module must live until then.
+/// The checks of `load_module_state` now, the copying when the result is called, which does not throw for reasons of
+/// the state: for loading several objects together or not at all. The module must live until then.
 [[nodiscard]] std::function<void()> prepare_module_load(torch::nn::Module& module, const value& state,
                                                         load_policy policy = strict);
 

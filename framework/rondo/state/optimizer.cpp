@@ -585,6 +585,8 @@ std::function<void()> prepare_optimizer_load(optim::Optimizer& optimizer, const 
   return with_kind(optimizer, [&]<class Kind>() { return prepare<Kind>(optimizer, state); });
 }
 
-void load_optimizer_state(optim::Optimizer& optimizer, const value& state) { prepare_optimizer_load(optimizer, state)(); }
+void load_optimizer_state(optim::Optimizer& optimizer, const value& state) {
+  prepare_optimizer_load(optimizer, state)();
+}
 
 }  // namespace rondo::state

@@ -30,8 +30,8 @@ namespace rondo::state {
 /// changed nothing. To be called where nobody else uses the optimizer.
 void load_optimizer_state(torch::optim::Optimizer& optimizer, const value& state);
 
-/// The checks of `load_optimizer_state` now, the change when the result is called (once), which does not throw for reasons
-/// of the state: for loading several objects together or not at all. The optimizer must live until then.
+/// The checks of `load_optimizer_state` now, the change when the result is called (once), which does not throw for
+/// reasons of the state: for loading several objects together or not at all. The optimizer must live until then.
 [[nodiscard]] std::function<void()> prepare_optimizer_load(torch::optim::Optimizer& optimizer, const value& state);
 
 }  // namespace rondo::state

@@ -19,9 +19,8 @@ int main() {
 
   int seen = 0;
   loop training(model, optimizer, batches, torch::nn::functional::mse_loss, {.max_epochs = 3, .out = out});
-  training | evaluator(validation) | call(every(2_iterations), [&](context& ctx) {
-    ctx.report("seen", ++seen);
-  }) | snapshot({.n_retains = 1});
+  training | evaluator(validation) | call(every(2_iterations), [&](context& ctx) { ctx.report("seen", ++seen); }) |
+      snapshot({.n_retains = 1});
   const run_result result = training.run();
   const bool saved = std::filesystem::exists(out / "snapshot_iter_12");
   std::filesystem::remove_all(out);

@@ -68,21 +68,24 @@ class snapshot_extension {
     if (options_.loadfun && !options_.savefun)
       throw option_error("loadfun", "given without savefun", "together with the savefun whose files it reads");
     if (options_.savefun && options_.autoload && !options_.loadfun)
-      throw option_error("autoload", "true with a savefun, but without a loadfun", "a loadfun that reads what savefun writes");
+      throw option_error("autoload", "true with a savefun, but without a loadfun",
+                         "a loadfun that reads what savefun writes");
     if (options_.n_retains != -1 && options_.n_retains < 1)
       throw option_error("n_retains", fmt::format("{}", options_.n_retains), "1 or more, or -1 to keep all snapshots");
     const auto* callable = std::get_if<std::function<std::string(const context&)>>(&options_.filename);
     if (callable != nullptr && !*callable)
-      throw option_error("filename", "an empty function", "a template such as snapshot_iter_{iteration}, or a callable");
+      throw option_error("filename", "an empty function",
+                         "a template such as snapshot_iter_{iteration}, or a callable");
   }
 
   /// Files of a user's own serialization say nothing about themselves but their names.
   void require_iteration_in_name() const {
     const bool ordered = options_.autoload || options_.n_retains != -1;
     if (!options_.savefun || !ordered || (names_ && names_->has_field("iteration"))) return;
-    throw option_error("filename", names_ ? names_->text() : "a callable",
-                       "a template with {iteration} when savefun is combined with autoload or n_retains, because only the "
-                       "name tells such files apart");
+    throw option_error(
+        "filename", names_ ? names_->text() : "a callable",
+        "a template with {iteration} when savefun is combined with autoload or n_retains, because only the "
+        "name tells such files apart");
   }
 
   [[nodiscard]] std::string file_name(const context& ctx) const {
@@ -103,7 +106,8 @@ class snapshot_extension {
   void load_target(context& ctx, const state::value& state) const {
     if (const auto* object = std::get_if<state::stateful_ref>(&options_.target)) {
       object->load(state);
-    } else if (const auto* several = std::get_if<std::vector<std::pair<std::string, state::stateful_ref>>>(&options_.target)) {
+    } else if (const auto* several =
+                   std::get_if<std::vector<std::pair<std::string, state::stateful_ref>>>(&options_.target)) {
       for (const auto& [key, object] : *several) object.load(state.at(key));
     } else {
       ctx.load_state_dict(state);
@@ -114,12 +118,14 @@ class snapshot_extension {
   void warn_about_earlier_run() {
     const auto earlier = directory_->list();
     if (earlier.empty()) return;
-    log::warn(fmt::format("'{}' holds {} snapshots of an earlier run, the newest of iteration {}; this run starts afresh beside "
-                          "them. A later autoload goes on from the highest iteration: move them away if it should not be theirs",
-                          earlier.front().path.parent_path().string(), earlier.size(), earlier.front().iteration));
+    log::warn(fmt::format(
+        "'{}' holds {} snapshots of an earlier run, the newest of iteration {}; this run starts afresh beside "
+        "them. A later autoload goes on from the highest iteration: move them away if it should not be theirs",
+        earlier.front().path.parent_path().string(), earlier.size(), earlier.front().iteration));
   }
 
-  // ---- taking --------------------------------------------------------------------------------------------------------
+  // ---- taking
+  // --------------------------------------------------------------------------------------------------------
 
   task<> take(context& ctx) {
     if (options_.condition && !options_.condition()) co_return;
@@ -131,7 +137,8 @@ class snapshot_extension {
   task<> take_after_error(context& ctx) {
     const auto path = ctx.out() / (file_name(ctx) + ".error");
     co_await write(ctx, path, true);
-    log::warn(fmt::format("training failed; its last state, taken in the middle of an iteration, is in '{}'", path.string()));
+    log::warn(
+        fmt::format("training failed; its last state, taken in the middle of an iteration, is in '{}'", path.string()));
   }
 
   /// One snapshot from `snapshot_started` to `snapshot_completed`, which is emitted on failure too.
@@ -143,14 +150,16 @@ class snapshot_extension {
     try {
       auto rest = ctx.emit<event::snapshot_started>(path, ctx.iteration());
       if (rest) co_await std::move(*rest);
-      refuse_other_owner(path);
+      refuse_other_owner(ctx, path);
       const auto state = target_state(ctx);
       if (options_.savefun) {
-        writing::write_request request(path, [&](const std::filesystem::path& temporary) { options_.savefun(temporary, state); });
+        writing::write_request request(
+            path, [&](const std::filesystem::path& temporary) { options_.savefun(temporary, state); });
         capture_seconds = seconds_since(start);
         receipt = co_await by_name_->write(std::move(request));
       } else {
-        const extensions::snapshot_file file(state, extensions::snapshot_info_of(ctx.name(), ctx.iteration(), ctx.epoch(), mid_iteration));
+        const extensions::snapshot_file file(
+            state, extensions::snapshot_info_of(ctx.name(), ctx.iteration(), ctx.epoch(), mid_iteration));
         writing::write_request request = file.request(path);
         capture_seconds = seconds_since(start);
         receipt = co_await options_.writer->write(std::move(request));
@@ -160,25 +169,28 @@ class snapshot_extension {
     }
     const double commit_seconds = receipt.sync_seconds + receipt.commit_seconds;
     try {
-      auto rest = ctx.emit<event::snapshot_completed>(path, ctx.iteration(), receipt.bytes, capture_seconds,
-                                                      receipt.write_seconds, commit_seconds, seconds_since(start), error);
+      auto rest =
+          ctx.emit<event::snapshot_completed>(path, ctx.iteration(), receipt.bytes, capture_seconds,
+                                              receipt.write_seconds, commit_seconds, seconds_since(start), error);
       if (rest) co_await std::move(*rest);
     } catch (const std::exception& second) {
       if (!error) throw;
-      log::error(fmt::format("after the snapshot '{}' had failed, an extension threw: {}", path.string(), second.what()));
+      log::error(
+          fmt::format("after the snapshot '{}' had failed, an extension threw: {}", path.string(), second.what()));
     }
     if (error) std::rethrow_exception(error);
   }
 
   /// Two extensions that write under one name would replace each other's files.
-  void refuse_other_owner(const std::filesystem::path& path) const {
+  void refuse_other_owner(const context& ctx, const std::filesystem::path& path) const {
     const auto owner = directory_->other_owner(path);
-    if (owner)
-      throw snapshot_error(fmt::format("'{}' is a snapshot that the extension '{}' made; give this one another filename",
-                                       path.string(), *owner));
+    if (owner && ctx.has_extension(*owner))
+      throw snapshot_error(fmt::format(
+          "'{}' is a snapshot that the extension '{}' made; give this one another filename", path.string(), *owner));
   }
 
-  // ---- resuming ------------------------------------------------------------------------------------------------------
+  // ---- resuming
+  // ------------------------------------------------------------------------------------------------------
 
   task<> autoload(context& ctx) {
     std::vector<extensions::rejected_snapshot> rejected;
@@ -212,9 +224,10 @@ class snapshot_extension {
     try {
       load_target(ctx, state);
     } catch (const state_error& e) {
-      throw snapshot_error(fmt::format("the snapshot '{}' is sound, but does not fit this training: {}. Train with the model "
-                                       "and optimizer that it was made with, or use another output directory",
-                                       path.string(), e.what()));
+      throw snapshot_error(
+          fmt::format("the snapshot '{}' is sound, but does not fit this training: {}. Train with the model "
+                      "and optimizer that it was made with, or use another output directory",
+                      path.string(), e.what()));
     }
     if (std::holds_alternative<std::monostate>(options_.target)) ctx.set_resumed_from(path);
   }
@@ -222,8 +235,9 @@ class snapshot_extension {
   static snapshot_error all_rejected(context& ctx, const std::vector<extensions::rejected_snapshot>& rejected) {
     std::string reasons;
     for (const auto& bad : rejected) reasons += fmt::format("\n  {}: {}", bad.path.string(), bad.reason);
-    return snapshot_error(fmt::format("none of the {} snapshots in '{}' can be resumed from; move them away to start afresh:{}",
-                                      rejected.size(), ctx.out().string(), reasons));
+    return snapshot_error(
+        fmt::format("none of the {} snapshots in '{}' can be resumed from; move them away to start afresh:{}",
+                    rejected.size(), ctx.out().string(), reasons));
   }
 
   snapshot_options options_;

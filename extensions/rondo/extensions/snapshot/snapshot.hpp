@@ -46,8 +46,8 @@ struct snapshot_options {
   /// Whether a training that fails leaves a last snapshot behind, under "<name>.error": taken in the middle of an
   /// iteration, marked as such, never resumed from by autoload and never in the place of a regular one.
   bool snapshot_on_error = false;
-  /// How many snapshots to keep, newest by recorded iteration first; -1 keeps all. The others are removed when a newer one
-  /// is durable. Only files that this extension's `filename` makes count.
+  /// How many snapshots to keep, newest by recorded iteration first; -1 keeps all. The others are removed when a newer
+  /// one is durable. Only files that this extension's `filename` makes count.
   std::int64_t n_retains = -1;
   /// Whether to go on from the newest sound snapshot in the output directory, if there is one.
   bool autoload = false;
@@ -55,7 +55,8 @@ struct snapshot_options {
   std::shared_ptr<writing::writer> writer = nullptr;
 };
 
-/// Saves the state of the training (ppe: `extensions.snapshot`). Default trigger: every epoch; priority -100; name "snapshot".
+/// Saves the state of the training (ppe: `extensions.snapshot`). Default trigger: every epoch; priority -100; name
+/// "snapshot".
 ///
 /// A snapshot is one instant, and complete, verified and durable under its name, or it does not exist. Files are those
 /// of docs/file_format.md, which Python's `torch.load` reads as a dict.
@@ -64,11 +65,15 @@ struct snapshot_options {
 /// iteration on; damaged ones are passed over with a warning and a `snapshot_rejected` event; the first sound one is
 /// loaded. No file at all is a fresh start. If there are files but none is sound, `snapshot_error` lists why.
 ///
+/// `n_retains` counts and removes only snapshots up to the present iteration: later ones belong to an earlier run.
+///
 /// Errors: `option_error` before training starts for options that make no sense; `io_error` ends the training when a
-/// snapshot cannot be written (older ones are not touched then).
+/// snapshot cannot be written (older ones are not touched then), `snapshot_error` when it would replace one of another
+/// extension of this loop.
 [[nodiscard]] extension snapshot(snapshot_options options = {});
 
 /// Saves one object instead of the loop (ppe: `extensions.snapshot_object`). Default name "snapshot_object".
-[[nodiscard]] extension snapshot_object(state::stateful_ref target, snapshot_filename filename, snapshot_options options = {});
+[[nodiscard]] extension snapshot_object(state::stateful_ref target, snapshot_filename filename,
+                                        snapshot_options options = {});
 
 }  // namespace rondo

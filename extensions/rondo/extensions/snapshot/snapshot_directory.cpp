@@ -34,7 +34,10 @@ bool begins_like_a_checkpoint(const std::filesystem::path& file) {
 
 snapshot_directory::snapshot_directory(std::filesystem::path directory, std::string owner,
                                        std::optional<writing::file_name_template> names, bool has_manifest)
-    : directory_(std::move(directory)), owner_(std::move(owner)), names_(std::move(names)), has_manifest_(has_manifest) {}
+    : directory_(std::move(directory)),
+      owner_(std::move(owner)),
+      names_(std::move(names)),
+      has_manifest_(has_manifest) {}
 
 std::vector<snapshot_candidate> snapshot_directory::list(std::vector<rejected_snapshot>* rejected) {
   std::vector<snapshot_candidate> found;
@@ -72,7 +75,8 @@ void snapshot_directory::retain(std::int64_t keep, std::int64_t now, const std::
     for (std::size_t i = static_cast<std::size_t>(keep - 1); i < all.size(); ++i) {
       std::error_code failed;
       std::filesystem::remove(all[i].path, failed);
-      if (failed) log::warn(fmt::format("the old snapshot '{}' cannot be removed: {}", all[i].path.string(), failed.message()));
+      if (failed)
+        log::warn(fmt::format("the old snapshot '{}' cannot be removed: {}", all[i].path.string(), failed.message()));
       known_.erase(all[i].path.filename().string());
     }
   } catch (const std::exception& e) {
@@ -102,7 +106,8 @@ std::optional<std::int64_t> snapshot_directory::iteration_in_name(const std::str
   return std::get<std::int64_t>(values->find("iteration")->second);
 }
 
-std::optional<std::int64_t> snapshot_directory::iteration_inside(const std::filesystem::path& file, std::uint64_t size) {
+std::optional<std::int64_t> snapshot_directory::iteration_inside(const std::filesystem::path& file,
+                                                                 std::uint64_t size) {
   const auto name = file.filename().string();
   const auto modified = modification_time(file);
   if (!modified) return std::nullopt;
@@ -110,7 +115,9 @@ std::optional<std::int64_t> snapshot_directory::iteration_inside(const std::file
   if (it != known_.end() && it->second.size == size && it->second.modified == *modified) return it->second.iteration;
 
   const auto reader = checkpoint::reader::open(file);
-  if (!reader.info()) throw format_error(file.string(), 0, "is a file of torch.save or another program: it has no manifest (record rondo.json)");
+  if (!reader.info())
+    throw format_error(file.string(), 0,
+                       "is a file of torch.save or another program: it has no manifest (record rondo.json)");
   const auto& info = reader.info()->info;
   const bool ours = names_ || info.made_by == owner_;
   const auto iteration = info.mid_iteration || !ours ? std::nullopt : std::optional(info.iteration);

@@ -29,13 +29,13 @@ struct rejected_snapshot {
 class snapshot_directory {
  public:
   /// With a template, files count whose names it makes; without one (callable names), files whose manifest says that
-  /// the extension `owner` made them. `has_manifest` is false for files of a user's own serialization, whose iteration is
-  /// taken from the name.
-  snapshot_directory(std::filesystem::path directory, std::string owner, std::optional<writing::file_name_template> names,
-                     bool has_manifest);
+  /// the extension `owner` made them. `has_manifest` is false for files of a user's own serialization, whose iteration
+  /// is taken from the name.
+  snapshot_directory(std::filesystem::path directory, std::string owner,
+                     std::optional<writing::file_name_template> names, bool has_manifest);
 
   /// Newest first, by recorded iteration, then by name. Snapshots taken in the middle of an iteration do not count.
-  /// Files that cannot be read as snapshots are put into `rejected`.
+  /// Files that cannot be read as snapshots, and whatever else has the name of one, are put into `rejected`.
   [[nodiscard]] std::vector<snapshot_candidate> list(std::vector<rejected_snapshot>* rejected = nullptr);
 
   /// Removes all but the `keep` newest among those up to iteration `now`: later ones belong to an earlier run that went

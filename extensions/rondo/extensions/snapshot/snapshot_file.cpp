@@ -15,7 +15,8 @@ snapshot_file::snapshot_file(const state::value& state, checkpoint::snapshot_inf
     : described_(checkpoint::describe(state)), encoder_(described_.tree, described_.views(), std::move(info)) {}
 
 writing::write_request snapshot_file::request(std::filesystem::path target) const {
-  return {std::move(target), encoder_.size(), [this](const writing::append_function& append) { encoder_.write(append); }};
+  return {std::move(target), encoder_.size(),
+          [this](const writing::append_function& append) { encoder_.write(append); }};
 }
 
 checkpoint::snapshot_info snapshot_info_of(std::string made_by, std::int64_t iteration, std::int64_t epoch,

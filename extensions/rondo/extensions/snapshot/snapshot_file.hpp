@@ -27,8 +27,8 @@ class snapshot_file {
 };
 
 /// What a snapshot of now says about itself.
-[[nodiscard]] checkpoint::snapshot_info snapshot_info_of(std::string made_by, std::int64_t iteration, std::int64_t epoch,
-                                                         bool mid_iteration);
+[[nodiscard]] checkpoint::snapshot_info snapshot_info_of(std::string made_by, std::int64_t iteration,
+                                                         std::int64_t epoch, bool mid_iteration);
 
 /// Verifies every byte of a snapshot and loads it. Throws `format_error` or `io_error` for a file that is not sound.
 /// Warns if it was computed with another number of threads.

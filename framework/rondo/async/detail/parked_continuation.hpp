@@ -114,10 +114,10 @@ class continuation_model final : public continuation_node<T...> {
   void do_post(std::exception_ptr failure, T... values) override {
     Handler handler = take();
     const auto home = asio::get_associated_executor(handler);
-    asio::post(home, [handler = std::move(handler), failure = std::move(failure),
-                      ... values = std::move(values)]() mutable {
-      std::move(handler)(std::move(failure), std::move(values)...);
-    });
+    asio::post(home,
+               [handler = std::move(handler), failure = std::move(failure), ... values = std::move(values)]() mutable {
+                 std::move(handler)(std::move(failure), std::move(values)...);
+               });
   }
 
   void destroy() noexcept override { delete this; }
