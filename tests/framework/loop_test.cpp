@@ -27,10 +27,13 @@
 #include "rondo/event/once.hpp"
 #include "rondo/state/digest.hpp"
 #include "support/catch.hpp"
+#include "support/messages.hpp"
 #include "support/temporary_directory.hpp"
 
 using namespace rondo;
 using namespace rondo::literals;
+using rondo::testing::contains;
+using rondo::testing::message_of;
 
 namespace {
 
@@ -64,19 +67,6 @@ rondo::loop counting_loop(std::int64_t n, loop_options options) {
   auto step = [](context&, const std::int64_t&) {};
   return rondo::loop(models{}, optimizers{}, ranges::views::iota(std::int64_t{0}, n), step, std::move(options));
 }
-
-template <class Error, class F>
-std::string message_of(F f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  FAIL("nothing of the expected type was thrown");
-  return "";
-}
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 }  // namespace
 

@@ -24,6 +24,7 @@
 #include "rondo/state/digest.hpp"
 #include "rondo/writing/memory_file_system.hpp"
 #include "support/catch.hpp"
+#include "support/messages.hpp"
 #include "support/python.hpp"
 #include "support/temporary_directory.hpp"
 
@@ -31,6 +32,8 @@ using namespace rondo;
 using namespace rondo::literals;
 using rondo::testing::temporary_directory;
 namespace fs = std::filesystem;
+using rondo::testing::contains;
+using rondo::testing::message_of;
 
 namespace {
 
@@ -87,19 +90,6 @@ void flip_bit(const fs::path& file, std::uintmax_t offset) {
   f.seekp(static_cast<std::streamoff>(offset));
   f.put(byte);
 }
-
-template <class Error, class F>
-std::string message_of(F f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  FAIL("nothing of the expected type was thrown");
-  return "";
-}
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 }  // namespace
 
