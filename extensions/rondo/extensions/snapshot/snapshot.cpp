@@ -177,6 +177,10 @@ class snapshot_extension {
       if (!error) throw;
       log::error(
           fmt::format("after the snapshot '{}' had failed, an extension threw: {}", path.string(), second.what()));
+    } catch (...) {
+      if (!error) throw;
+      log::error(
+          fmt::format("after the snapshot '{}' had failed, an extension threw an unknown exception", path.string()));
     }
     if (error) std::rethrow_exception(error);
   }
