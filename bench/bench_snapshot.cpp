@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <torch/nn/modules/container/sequential.h>
 #include <torch/nn/modules/linear.h>
 #include <torch/optim/adam.h>
@@ -14,6 +15,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -21,6 +23,7 @@
 #include <map>
 #include <memory>
 #include <new>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -28,13 +31,17 @@
 #include <utility>
 
 #include "rondo/checkpoint/crc32.hpp"
+#include "rondo/checkpoint/planner.hpp"
 #include "rondo/checkpoint/reader.hpp"
 #include "rondo/checkpoint/tensors.hpp"
 #include "rondo/checkpoint/verify.hpp"
+#include "rondo/extensions/snapshot/capture.hpp"
 #include "rondo/extensions/snapshot/snapshot_file.hpp"
 #include "rondo/state/module.hpp"
 #include "rondo/state/optimizer.hpp"
+#include "rondo/writing/process_writer.hpp"
 #include "rondo/writing/simple_writer.hpp"
+#include "rondo/writing/thread_writer.hpp"
 #include "support.hpp"
 
 namespace rondo::bench {
@@ -125,6 +132,17 @@ void read_in_chunks(int file, std::span<std::byte> bytes) {
   }
 }
 
+// ---- what the process has used ----
+
+rusage used() {
+  rusage result{};
+  ::getrusage(RUSAGE_SELF, &result);
+  return result;
+}
+double seconds(const timeval& t) { return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) * 1e-6; }
+double cpu_seconds() { return seconds(used().ru_utime) + seconds(used().ru_stime); }
+long page_faults() { return used().ru_minflt; }
+
 // ---- what is saved ----
 
 struct saved_training {
@@ -154,16 +172,26 @@ const saved_training& training_of(std::int64_t mebibytes) {
   return all.try_emplace(mebibytes, mebibytes).first->second;
 }
 
-extensions::snapshot_file snapshot_of(const saved_training& t) {
-  return {t.state_dict(), extensions::snapshot_info_of("snapshot", 1, 1, false)};
-}
+/// The state of a training, planned as a file.
+struct planned_file {
+  explicit planned_file(const saved_training& t) {
+    plan.plan(t.state_dict(), extensions::snapshot_info_of("snapshot", 1, 1, false));
+  }
+  [[nodiscard]] const checkpoint::encoder& encoder() const { return plan.file(); }
+  [[nodiscard]] std::uint64_t memory() const {
+    return writing::file_image::memory_for(encoder().size(), encoder().checksum_count());
+  }
+
+  checkpoint::planner plan;
+};
 
 writing::write_receipt write_snapshot(const saved_training& t, const fs::path& target) {
   writing::write_receipt receipt;
   run_to_end([&]() -> task<> {
-    const auto file = snapshot_of(t);
+    const planned_file file(t);
     const auto writer = writers::simple();
-    auto request = file.request(target);
+    writing::write_request request(target, file.encoder().size(),
+                                   [&](const writing::append_function& append) { file.encoder().write(append); });
     receipt = co_await writer->write(std::move(request));
   });
   return receipt;
@@ -172,7 +200,7 @@ writing::write_receipt write_snapshot(const saved_training& t, const fs::path& t
 /// Size of a snapshot, which is what the raw writes write as well: rounded up to whole blocks.
 std::size_t snapshot_size(const saved_training& t) {
   const std::size_t block = 4096;
-  const auto exact = static_cast<std::size_t>(snapshot_of(t).request("unused").size);
+  const auto exact = static_cast<std::size_t>(planned_file(t).encoder().size());
   return (exact + block - 1) / block * block;
 }
 
@@ -209,6 +237,38 @@ void write_simple(benchmark::State& state) {
   state.counters["sync_ms"] = last.sync_seconds * 1e3;
   state.counters["commit_ms"] = last.commit_seconds * 1e3;
 }
+
+/// What a writer with memory does after the state has been copied; the copying is not in the time.
+void write_image(benchmark::State& state, const std::shared_ptr<writing::writer>& writer) {
+  const auto& t = training_of(state.range(0));
+  const auto target = folder().file("written");
+  std::uint64_t bytes = 0;
+  double cpu = 0.0;
+  for (auto _ : state) {
+    run_to_end([&]() -> task<> {
+      const planned_file file(t);
+      auto slot = co_await writer->memory()->acquire(file.memory());
+      std::optional<extensions::capture> taken(std::in_place, file.plan, std::move(slot),
+                                               extensions::resting_storages());
+      writing::write_request request(target, taken->image());
+      taken.reset();
+      const auto cpu_before = cpu_seconds();
+      const auto start = std::chrono::steady_clock::now();
+      const auto receipt = co_await writer->write(std::move(request));
+      state.SetIterationTime(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+      cpu += cpu_seconds() - cpu_before;
+      bytes += receipt.bytes;
+      co_await writer->close();
+    });
+    fs::remove(target);
+    ::sync();
+  }
+  state.SetBytesProcessed(static_cast<std::int64_t>(bytes));
+  state.counters["cpu_s_per_GB"] = cpu / (static_cast<double>(bytes) * 1e-9);
+}
+
+void write_thread(benchmark::State& state) { write_image(state, writers::thread({.capacity = 1})); }
+void write_process(benchmark::State& state) { write_image(state, writers::process_queue({.capacity = 1})); }
 
 void write_torch_save(benchmark::State& state) {
   const auto& t = training_of(state.range(0));
@@ -254,13 +314,33 @@ void checksum(benchmark::State& state) {
   state.SetBytesProcessed(static_cast<std::int64_t>(content.bytes().size()) * state.iterations());
 }
 
+/// The whole state into staging memory that has been used before.
+void capture_all(benchmark::State& state) {
+  const auto& t = training_of(state.range(0));
+  const auto writer = writers::thread({.capacity = 1});
+  std::uint64_t bytes = 0;
+  for (auto _ : state) {
+    run_to_end([&]() -> task<> {
+      const planned_file file(t);
+      auto slot = co_await writer->memory()->acquire(file.memory());
+      const auto faults_before = page_faults();
+      const auto start = std::chrono::steady_clock::now();
+      const extensions::capture taken(file.plan, std::move(slot), extensions::resting_storages());
+      state.SetIterationTime(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+      bytes += file.encoder().size();
+      state.counters["page_faults"] = static_cast<double>(page_faults() - faults_before);
+    });
+  }
+  state.SetBytesProcessed(static_cast<std::int64_t>(bytes));
+}
+
 /// Everything but the disk: description of the state, layout, and one pass over the bytes for the checksums.
 void encode(benchmark::State& state) {
   const auto& t = training_of(state.range(0));
   std::size_t written = 0;
   for (auto _ : state) {
-    const auto file = snapshot_of(t);
-    file.request("unused").produce([&](std::span<const std::byte> bytes) { written += bytes.size(); });
+    const planned_file file(t);
+    file.encoder().write([&](std::span<const std::byte> bytes) { written += bytes.size(); });
   }
   state.SetBytesProcessed(static_cast<std::int64_t>(written));
 }
@@ -269,7 +349,7 @@ void encode(benchmark::State& state) {
 void describe(benchmark::State& state) {
   const auto& t = training_of(state.range(0));
   for (auto _ : state) {
-    auto file = snapshot_of(t);
+    planned_file file(t);
     benchmark::DoNotOptimize(file);
   }
 }
@@ -369,10 +449,13 @@ void configure_disk(benchmark::internal::Benchmark* b) {
   b->Iterations(3);
 }
 BENCHMARK(write_simple)->Name("write/simple")->Apply(configure_disk);
+BENCHMARK(write_thread)->Name("write/thread_image")->Apply(configure_disk)->UseManualTime();
+BENCHMARK(write_process)->Name("write/process_image")->Apply(configure_disk)->UseManualTime();
 BENCHMARK(write_direct)->Name("write/raw_direct")->Apply(configure_disk);
 BENCHMARK(write_buffered)->Name("write/raw_buffered")->Apply(configure_disk);
 BENCHMARK(write_torch_save)->Name("write/torch_save")->Apply(configure_disk);
 BENCHMARK(describe)->Name("memory/describe")->Apply(configure);
+BENCHMARK(capture_all)->Name("memory/capture")->Apply(configure)->UseManualTime();
 BENCHMARK(encode)->Name("memory/encode")->Apply(configure);
 BENCHMARK(checksum)->Name("memory/crc32")->Apply(configure);
 BENCHMARK(copy_memory)->Name("memory/memcpy")->Apply(configure);

@@ -1,4 +1,4 @@
-# Installs the libraries, the public headers and a package for find_package(rondo).
+# Installs the libraries, the public headers, the command-line tool and a package for find_package(rondo).
 include(CMakePackageConfigHelpers)
 
 set(rondo_package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/rondo")
@@ -16,6 +16,9 @@ foreach(library IN LISTS rondo_libraries)
                                                RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
   install(EXPORT ${library} NAMESPACE rondo:: DESTINATION "${rondo_package_dir}")
 endforeach()
+if(RONDO_BUILD_TOOLS)
+  install(TARGETS rondo_tool RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
+endif()
 foreach(header_dir IN LISTS rondo_header_dirs)
   install(DIRECTORY "${PROJECT_SOURCE_DIR}/${header_dir}" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}"
           FILES_MATCHING PATTERN "*.hpp" PATTERN precompiled.hpp EXCLUDE)

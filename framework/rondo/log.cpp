@@ -21,6 +21,7 @@ std::shared_ptr<spdlog::logger> logger() {
 
 }  // namespace
 
+void debug(const std::string& message) { logger()->debug("{}", message); }
 void info(const std::string& message) { logger()->info("{}", message); }
 void warn(const std::string& message) { logger()->warn("{}", message); }
 void error(const std::string& message) { logger()->error("{}", message); }

@@ -28,4 +28,5 @@
 #include "rondo/state/random.hpp"
 #include "rondo/state/stateful.hpp"
 #include "rondo/state/value.hpp"
+#include "rondo/state/weights.hpp"
 #include "rondo/version.hpp"

@@ -52,10 +52,11 @@ TEST_CASE("what the encoder writes, the reader reads", "[checkpoint][encoder]") 
   CHECK(back.record("data/e").empty());
   CHECK(std::ranges::equal(back.record("version"), to_bytes("3\n")));
   CHECK((back.storage(view).data() - bytes.data()) % 4096 == 0);
+  CHECK((back.record("data/s").data() - bytes.data()) % 64 == 0);
   CHECK(problems(back).empty());
 
   std::vector<std::string> names;
-  for (const auto& record : file.layout().records()) names.push_back(record.path.substr(19));
+  for (const auto& record : file.layout().records()) names.emplace_back(record.path.substr(19));
   CHECK(names ==
         std::vector<std::string>{"data.pkl", "byteorder", "data/w", "data/s", "data/e", "version", "rondo.json"});
 }

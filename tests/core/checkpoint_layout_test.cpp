@@ -13,12 +13,13 @@ namespace {
 
 constexpr std::uint64_t gib = std::uint64_t{1} << 30;
 
-void check_pieces_fill_their_places(const plan& layout) {
+void check_pieces_fill_their_places(const plan& layout, std::uint64_t small_alignment = 64) {
   std::uint64_t at = 0;
   byte_vector piece;
   for (const auto& record : layout.records()) {
     REQUIRE(record.header_offset == at);
-    REQUIRE(record.data_offset % record_alignment == 0);
+    REQUIRE(record.data_offset % (record.size < 4096 ? small_alignment : 4096) == 0);
+    REQUIRE(plan::header_size(record) < 4096 + 80 + record.path.size());
     piece.clear();
     layout.append_header(piece, record);
     REQUIRE(record.header_offset + piece.size() == record.data_offset);
@@ -41,7 +42,15 @@ TEST_CASE("a plan says exactly where everything goes", "[checkpoint][layout]") {
   // Names of every length, so that every amount of padding occurs.
   for (std::size_t length = 1; length <= 4200; ++length) records.push_back({"n" + std::string(length, 'x'), 3});
   check_pieces_fill_their_places(plan("root", records));
+  check_pieces_fill_their_places(plan("root", records, 1), 4096);
   check_pieces_fill_their_places(plan("root", {}));
+}
+
+TEST_CASE("small records lie close together, in files of version 1 pages apart", "[checkpoint][layout]") {
+  std::vector<record_size> records;
+  for (int i = 0; i < 1000; ++i) records.push_back({"data/" + std::to_string(i), 40});
+  CHECK(plan("archive", records).file_size() < 1000 * (128 + 64 + 80));
+  CHECK(plan("archive", records, 1).file_size() > 1000 * 4096);
 }
 
 TEST_CASE("a plan beyond 4 GiB uses zip64 exactly where it must", "[checkpoint][layout]") {

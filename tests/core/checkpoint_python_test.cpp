@@ -105,7 +105,7 @@ state = {
 }
 alias = [1, 2]
 state['alias'] = [alias, alias]
-for protocol in (2, 4):
+for protocol in (2, 3, 4, 5):
     torch.save(state, f'{out}/protocol{protocol}', pickle_protocol=protocol)
 optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
 module(torch.ones(4, 3)).sum().backward()
@@ -114,8 +114,10 @@ torch.save(optimizer.state_dict(), f'{out}/adam')
 cycle = []
 cycle.append(cycle)
 torch.save(cycle, f'{out}/cycle')
-torch.save({'big': 2**64}, f'{out}/big')
-torch.save([1], f'{out}/legacy', _use_new_zipfile_serialization=False)
+torch.save([2**64, 2**63, 2**64 - 1, -2**63 - 1, -2**64, -2**128 - 1, 1], f'{out}/big')
+torch.save({2**64: 1}, f'{out}/big key')
+for protocol in (2, 4):
+    torch.save([1], f'{out}/legacy{protocol}', _use_new_zipfile_serialization=False, pickle_protocol=protocol)
 )py";
 
 void check_python_state(const reader& file) {
@@ -241,8 +243,10 @@ TEST_CASE("Rondo reads what Python writes", "[checkpoint][python]") {
   require_python(write_by_python, {scratch.path().string()});
   const auto open = [&](const char* name) { return reader::open(scratch.path() / name); };
 
-  check_python_state(open("protocol2"));
-  check_python_state(open("protocol4"));
+  for (const char* name : {"protocol2", "protocol3", "protocol4", "protocol5"}) {
+    CAPTURE(name);
+    check_python_state(open(name));
+  }
 
   const auto adam = open("adam");
   const auto& group = adam.state().get<tree::list>("param_groups").front();
@@ -252,6 +256,14 @@ TEST_CASE("Rondo reads what Python writes", "[checkpoint][python]") {
   CHECK(problems(adam).empty());
 
   CHECK(contains(message_of<format_error>([&] { (void)open("cycle"); }), "refers to itself"));
-  CHECK(contains(message_of<format_error>([&] { (void)open("big"); }), "64 bits"));
-  CHECK(contains(message_of<format_error>([&] { (void)open("legacy"); }), "no checkpoint"));
+  const auto big = [](const char* digits) {
+    return tree(tree::dict{{"__global__", "builtins.int"}, {"args", tree::tuple{{digits, 16}}}});
+  };
+  const auto integers = open("big");
+  CHECK(integers.state() == tree(tree::list{big("10000000000000000"), big("8000000000000000"), big("ffffffffffffffff"),
+                                            big("-8000000000000001"), big("-10000000000000000"),
+                                            big("-100000000000000000000000000000001"), 1}));
+  CHECK(contains(message_of<format_error>([&] { (void)open("big key"); }), "neither text nor an integer"));
+  for (const char* name : {"legacy2", "legacy4"})
+    CHECK(contains(message_of<format_error>([&] { (void)open(name); }), "_use_new_zipfile_serialization=True"));
 }

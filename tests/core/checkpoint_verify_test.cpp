@@ -1,6 +1,8 @@
 #include "rondo/checkpoint/verify.hpp"
 
+#include "rondo/checkpoint/crc32.hpp"
 #include "rondo/checkpoint/encoder.hpp"
+#include "rondo/checkpoint/layout.hpp"
 #include "rondo/error.hpp"
 #include "support/catch.hpp"
 #include "support/checkpoint.hpp"
@@ -16,6 +18,35 @@ byte_vector small_file() {
   const tree state = tree::dict{{"weight", vector_of(scalar_type::float32, "0", 6)}, {"lr", 0.1}, {"iteration", 7}};
   return write_to_memory(encoder(state, {{"0", data}}, {7, 1, false, {{"rondo", "0.1.0"}}, 2}, "snap"));
 }
+
+// Says that it is of version `told`, and is laid out by the rule of version `laid_out`.
+byte_vector file_of_version(std::int64_t told, std::int64_t laid_out) {
+  const auto data = noise(24);
+  const auto pickle = encode_pickle(tree::dict{{"weight", vector_of(scalar_type::float32, "0", 6)}});
+  std::vector<std::pair<std::string, byte_vector>> contents = {
+      {"data.pkl", pickle}, {"byteorder", to_bytes("little")}, {"data/0", data}, {"version", to_bytes("3\n")}};
+  manifest about{{7, 1}, {{"weight", "data/0"}}, {}, told};
+  for (const auto& [name, bytes] : contents) about.records.push_back({name, bytes.size(), crc32(bytes)});
+  contents.emplace_back("rondo.json", to_bytes(to_json(about)));
+
+  std::vector<record_size> sizes;
+  std::vector<std::uint32_t> checksums;
+  for (const auto& [name, bytes] : contents) {
+    sizes.push_back({name, bytes.size()});
+    checksums.push_back(crc32(bytes));
+  }
+  const plan layout("snap", sizes, laid_out);
+  byte_vector file;
+  for (std::size_t i = 0; i < contents.size(); ++i) {
+    layout.append_header(file, layout.records()[i]);
+    file.insert(file.end(), contents[i].second.begin(), contents[i].second.end());
+    layout.append_descriptor(file, layout.records()[i], checksums[i]);
+  }
+  layout.append_directory(file, checksums);
+  return file;
+}
+
+byte_vector version_1_file() { return file_of_version(1, 1); }
 
 bool found_bad(std::span<const std::byte> bytes) {
   try {
@@ -46,6 +77,32 @@ TEST_CASE("every changed bit is found", "[checkpoint][verify]") {
     bytes[i / 8] ^= bit;
   }
   CHECK(missed.empty());
+}
+
+TEST_CASE("files of version 1 are read and verified to the last byte", "[checkpoint][verify]") {
+  auto bytes = version_1_file();
+  const auto file = reader::from_span(bytes, "old");
+  REQUIRE(file.info().has_value());
+  CHECK(file.info()->format_version == 1);
+  CHECK(file.info()->info.iteration == 7);
+  CHECK((file.record("data/0").data() - bytes.data()) % 4096 == 0);
+  CHECK(file.state().get<tensor_descriptor>("weight").storage_numel == 6);
+  CHECK(problems(file).empty());
+
+  std::vector<std::size_t> missed;
+  for (std::size_t i = 0; i < bytes.size(); ++i) {
+    const auto bit = std::byte{1} << (i % 8);
+    bytes[i] ^= bit;
+    if (!found_bad(bytes)) missed.push_back(i);
+    bytes[i] ^= bit;
+  }
+  CHECK(missed.empty());
+}
+
+TEST_CASE("a file laid out by another version's rule is refused", "[checkpoint][verify]") {
+  CHECK(found_bad(file_of_version(1, 2)));
+  CHECK(found_bad(file_of_version(2, 1)));
+  CHECK_FALSE(found_bad(file_of_version(2, 2)));
 }
 
 TEST_CASE("every truncation is found", "[checkpoint][verify]") {

@@ -97,6 +97,27 @@ TEST_CASE("a wrong size is an error and changes nothing", "[writing][atomic]") {
   }
 }
 
+TEST_CASE("stable and other bytes reach the file in order, and count alike", "[writing][atomic]") {
+  const temporary_directory scratch;
+  const auto posix = writing::posix_file_system();
+  memory_file_system memory;
+  const auto content = pattern((20 << 20) + 7, 1);
+  const auto half = content.size() / 2;
+  const writing::producer produce = [&](const writing::append_function& append) {
+    append(std::span(content).first(half));
+    append.stable(std::span(content).subspan(half));
+  };
+  writing::write_atomically(*posix, scratch / "file", content.size(), produce);
+  CHECK(read_file(scratch / "file") == content);
+  writing::write_atomically(memory, "/file", content.size(), produce);
+  CHECK(memory.read("/file") == content);
+  CHECK_THROWS_AS(writing::write_atomically(memory, "/file", content.size() - 1, produce), io_error);
+  // A function of the caller's own makes no difference.
+  bytes gathered;
+  produce([&](std::span<const std::byte> part) { gathered.insert(gathered.end(), part.begin(), part.end()); });
+  CHECK(gathered == content);
+}
+
 TEST_CASE("what the producer throws passes, and a producer cannot hide a failed append", "[writing][atomic]") {
   memory_file_system files;
   CHECK_THROWS_AS(writing::write_atomically(files, "/target", 1, [](const auto&) { throw user_error("mine"); }),

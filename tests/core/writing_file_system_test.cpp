@@ -5,10 +5,13 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
+#include <iterator>
 #include <memory>
 
+#include "rondo/writing/memory_block.hpp"
 #include "rondo/writing/memory_file_system.hpp"
 #include "support/temporary_directory.hpp"
 #include "support/writing.hpp"
@@ -86,6 +89,54 @@ TEST_CASE("aligned memory is written without being damaged by what follows it", 
   output->append(all.subspan(4106 + (1 << 20)));
   output->close();
   CHECK(read_file(scratch.path() / "file") == content);
+}
+
+TEST_CASE("what is written behind is in order, whatever is stable and aligned", "[writing][posix][behind]") {
+  const temporary_directory scratch;
+  const writing::memory_block memory(40 << 20);
+  const std::size_t misaligned = GENERATE(0, 64);
+  const auto all = memory.bytes().subspan(misaligned, (36 << 20) + 123);
+  std::uint32_t state = 1;
+  for (auto& byte : all) byte = static_cast<std::byte>((state = state * 1664525U + 1013904223U) >> 24U);
+  const std::size_t expected = GENERATE(0, (36 << 20) + 123, 64 << 20);
+  const auto output = writing::posix_file_system()->create(scratch / "file", expected);
+  const std::size_t sizes[] = {4096, 100, (8 << 20) - 4196, 9 << 20, 3, 5 << 20, 1 << 20, 4093, 2 << 20};
+  bytes changing;
+  std::size_t at = 0;
+  for (std::size_t i = 0; at < all.size(); ++i) {
+    const auto piece = all.subspan(at, std::min(sizes[i % std::size(sizes)], all.size() - at));
+    if (i % 3 == 1) {
+      changing.assign(piece.begin(), piece.end());
+      output->append(changing);
+      std::fill(changing.begin(), changing.end(), std::byte{0});
+    } else {
+      output->append_stable(piece);
+    }
+    at += piece.size();
+    if (i == 4) {
+      output->sync();
+      std::fill(all.begin(), all.begin() + 4096, std::byte{0});
+    }
+  }
+  if (misaligned == 0) output->sync();
+  output->close();
+  auto written = read_file(scratch / "file");
+  REQUIRE(written.size() == all.size());
+  CHECK(written.front() != std::byte{0});
+  std::fill(written.begin(), written.begin() + 4096, std::byte{0});
+  CHECK(std::equal(written.begin(), written.end(), all.begin()));
+}
+
+TEST_CASE("a large file that is given up half-way is no longer written when it is gone", "[writing][posix][behind]") {
+  const temporary_directory scratch;
+  auto output = writing::posix_file_system()->create(scratch / "file", 64 << 20);
+  const writing::memory_block memory(48 << 20);
+  std::fill(memory.bytes().begin(), memory.bytes().end(), std::byte{1});
+  output->append_stable(memory.bytes());
+  output.reset();
+  std::fill(memory.bytes().begin(), memory.bytes().end(), std::byte{2});
+  const auto written = read_file(scratch / "file");
+  CHECK(std::count(written.begin(), written.end(), std::byte{2}) == 0);
 }
 
 TEST_CASE("a file can be synced between appends and the expected size may be wrong", "[writing][posix]") {
@@ -275,4 +326,52 @@ TEST_CASE("the limit on file sizes is an error, not a death", "[writing][posix][
   CHECK(with_limit(0) == 1);
   // What fits was written: the write that hit the limit was short first, and then completed into the error.
   CHECK(std::filesystem::file_size(file) <= 100'000);
+}
+
+TEST_CASE("what fails behind those who append is an error of the next call", "[writing][posix][behind][full]") {
+  const temporary_directory scratch;
+  const auto result = wait_for(start_child([&] {
+    ::signal(SIGXFSZ, SIG_IGN);
+    const rlimit limit{20 << 20, 20 << 20};
+    ::setrlimit(RLIMIT_FSIZE, &limit);
+    const auto output = writing::posix_file_system()->create(scratch / "file", 0);
+    const bytes piece(1 << 20, std::byte{1});
+    const auto fails = [&](const auto& action, const char* text) {
+      try {
+        action();
+      } catch (const io_error& error) {
+        return error.code() == std::errc::file_too_large && mentions(error, text);
+      }
+      return false;
+    };
+    const auto append = [&] {
+      for (int i = 0; i < 100; ++i) output->append(piece);
+    };
+    if (!fails(append, "ulimit")) return 1;
+    if (!fails([&] { output->append(piece); }, "given up after an earlier failure")) return 2;
+    if (!fails([&] { output->sync(); }, "given up after an earlier failure")) return 3;
+    if (!fails([&] { output->close(); }, "given up after an earlier failure")) return 4;
+    return 0;
+  }));
+  CHECK(result == 0);
+}
+
+TEST_CASE("the last chunk's failure is an error of sync and of close", "[writing][posix][behind][full]") {
+  const temporary_directory scratch;
+  const bool by_sync = GENERATE(true, false);
+  const auto result = wait_for(start_child([&] {
+    ::signal(SIGXFSZ, SIG_IGN);
+    const rlimit limit{20 << 20, 20 << 20};
+    ::setrlimit(RLIMIT_FSIZE, &limit);
+    const auto output = writing::posix_file_system()->create(scratch / "file", 0);
+    // Two chunks fit, the third is not handed over before the end.
+    for (int i = 0; i < 23; ++i) output->append(bytes(1 << 20, std::byte{1}));
+    try {
+      by_sync ? output->sync() : output->close();
+    } catch (const io_error& error) {
+      return error.code() == std::errc::file_too_large && error.operation() == "write" ? 0 : 1;
+    }
+    return 2;
+  }));
+  CHECK(result == 0);
 }

@@ -36,6 +36,8 @@ class outcome {
     }
   }
 
+  void fail(std::exception_ptr reason) noexcept { failure_ = std::move(reason); }
+
   R take() {
     if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
     if constexpr (!std::is_void_v<R>) return std::move(*value_);

@@ -11,15 +11,19 @@
 
 namespace rondo::checkpoint {
 
-archive::archive(std::span<const std::byte> file, std::string where) : file_(file), where_(std::move(where)) {
+archive::archive(std::span<const std::byte> file, std::string where, const guard& before)
+    : file_(file), where_(std::move(where)) {
+  constexpr std::size_t all_ends = zip::end_size + zip::end64_locator_size + zip::end64_size;
+  if (before) before(file_.size() - std::min(file_.size(), all_ends), file_.size());
   const auto place = read_end();
+  if (before) before(place.offset, place.offset + place.size);
   read_directory(place);
   find_limits(place.offset);
 }
 
 const archive::entry* archive::find(std::string_view path) const {
-  const auto at = by_path_.find(path);
-  return at == by_path_.end() ? nullptr : &entries_[at->second];
+  const auto at = paths_.find(path);
+  return at == text_table::npos ? nullptr : &entries_[at];
 }
 
 std::span<const std::byte> archive::data(const entry& which) const {
@@ -100,8 +104,11 @@ void archive::read_directory(const directory& place) {
   if (place.count > place.size / zip::directory_entry_size)
     fail(place.offset, "the directory is shorter than its count");
   const auto end = place.offset + place.size;
+  const auto names = std::make_shared<std::string>();
+  names->reserve(static_cast<std::size_t>(place.size));  // so that views of it stay valid
+  names_ = names;
   entries_.reserve(static_cast<std::size_t>(place.count));
-  by_path_.reserve(static_cast<std::size_t>(place.count));
+  paths_.reserve(static_cast<std::size_t>(place.count));
   auto at = place.offset;
   for (std::uint64_t i = 0; i < place.count; ++i) {
     if (end - at < zip::directory_entry_size || number_at<std::uint32_t>(at) != zip::directory_entry_signature)
@@ -118,14 +125,15 @@ void archive::read_directory(const directory& place) {
     const auto path_at = at + zip::directory_entry_size;
     const auto next = path_at + path_size + extra_size + comment_size;
     if (next > end) fail(at, "a directory entry is longer than the directory");
-    const auto path = text_at(path_at, path_size);
+    names->append(text_at(path_at, path_size));
+    const auto path = std::string_view(*names).substr(names->size() - path_size);
     read_zip64_field(path_at + path_size, extra_size, full_size, stored_size, header_offset);
 
     constexpr auto encrypted = zip::flag_encrypted | zip::flag_strongly_encrypted | zip::flag_masked;
     if ((flags & encrypted) != 0) fail(at, fmt::format("record '{}' is encrypted", path));
     if (method != zip::method_stored || stored_size != full_size)
       fail(at, fmt::format("record '{}' is compressed; PyTorch's checkpoints are not", path));
-    if (!by_path_.emplace(path, entries_.size()).second) fail(at, fmt::format("there are two records '{}'", path));
+    if (!paths_.add(path).is_new) fail(at, fmt::format("there are two records '{}'", path));
     entries_.push_back({path, full_size, header_offset, 0, crc32});
     has_checksums_ = has_checksums_ || crc32 != 0;
     at = next;

@@ -2,12 +2,15 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
+
+#include "rondo/checkpoint/text_table.hpp"
 
 namespace rondo::checkpoint {
 
@@ -24,10 +27,14 @@ class archive {
     std::uint32_t crc32;  ///< as recorded
   };
 
+  /// Called with the first offset of a part of the file and the one behind it, before that part is touched. What it
+  /// throws ends the reading.
+  using guard = std::function<void(std::uint64_t begin, std::uint64_t end)>;
+
   /// Reads only the end records and the directory. `where` names the file in errors. Throws `format_error` for
   /// anything that is not such an archive: compressed or encrypted entries, equal names, overlapping entries, data
   /// outside the file, bytes behind the end.
-  archive(std::span<const std::byte> file, std::string where);
+  archive(std::span<const std::byte> file, std::string where, const guard& before = nullptr);
 
   [[nodiscard]] std::span<const std::byte> file() const noexcept { return file_; }
   [[nodiscard]] const std::string& where() const noexcept { return where_; }
@@ -60,8 +67,10 @@ class archive {
 
   std::span<const std::byte> file_;
   std::string where_;
+  /// The entries' names, which must outlive a mapped file that becomes shorter.
+  std::shared_ptr<const std::string> names_;
   std::vector<entry> entries_;
-  std::unordered_map<std::string_view, std::size_t> by_path_;
+  text_table paths_;  // numbers them as `entries_` does
   bool has_checksums_ = false;
 };
 

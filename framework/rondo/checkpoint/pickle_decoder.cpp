@@ -126,14 +126,35 @@ class machine {
     for (const auto byte : take(8)) bits = bits << 8 | std::to_integer<std::uint64_t>(byte);
     return std::bit_cast<double>(bits);
   }
-  std::int64_t take_long(std::uint64_t size) {
+  // Two's complement, little-endian.
+  value take_long(std::uint64_t size) {
     const raw bytes = take(size);
-    if (size > 8) fail("an integer has more than 64 bits");
-    if (size == 0) return 0;
-    const bool negative = (bytes.back() & std::byte{0x80}) != std::byte{0};
+    if (size > 8) return big_integer(bytes);
+    if (size == 0) return std::int64_t{0};
+    const bool negative = is_negative(bytes);
     std::uint64_t number = negative ? ~std::uint64_t{0} : 0;
     for (std::size_t i = bytes.size(); i-- > 0;) number = number << 8 | std::to_integer<std::uint64_t>(bytes[i]);
     return static_cast<std::int64_t>(number);
+  }
+  static bool is_negative(raw bytes) { return (bytes.back() & std::byte{0x80}) != std::byte{0}; }
+  // As the call int("-1f…", 16), which is never made.
+  value big_integer(raw bytes) {
+    const bool negative = is_negative(bytes);
+    std::string digits;
+    digits.reserve(2 * copied(bytes).size() + 1);
+    std::string text(negative ? "-" : "");
+    unsigned carry = negative ? 1 : 0;
+    for (const auto byte : bytes) {
+      const unsigned sum =
+          (negative ? ~std::to_integer<unsigned>(byte) & 0xff : std::to_integer<unsigned>(byte)) + carry;
+      carry = sum >> 8;
+      digits += "0123456789abcdef"[sum & 15];
+      digits += "0123456789abcdef"[sum >> 4 & 15];
+    }
+    digits.erase(digits.find_last_not_of('0') + 1);
+    text.append(digits.rbegin(), digits.rend());
+    const value arguments = make(tuple_object{{make(std::move(text)), std::int64_t{16}}});
+    return make_inert(make(global_object{"builtins", "int"}), arguments);
   }
 
   // ---- stack, marks, memo, objects
@@ -516,6 +537,7 @@ class machine {
     if (const auto* tuple = std::get_if<tuple_object>(&node)) add_all(tuple->items);
     if (const auto* dict = std::get_if<dict_object>(&node)) add_all(dict->items);
     if (const auto* bytes = std::get_if<state::bytes>(&node)) total.text += bytes->data.size();
+    if (const auto* text = std::get_if<std::string>(&node)) total.text += text->size();
     if (const auto* global = std::get_if<global_object>(&node))
       total.text += global->module.size() + global->name.size();
     if (const auto* storage = std::get_if<storage_object>(&node)) total.text += storage->key.size();

@@ -1,14 +1,8 @@
 #include "rondo/checkpoint/reader.hpp"
 
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <system_error>
 #include <utility>
 
 #include "rondo/checkpoint/crc32.hpp"
@@ -20,73 +14,17 @@ namespace rondo::checkpoint {
 
 namespace {
 
-class file_descriptor {
- public:
-  explicit file_descriptor(int number) : number_(number) {}
-  file_descriptor(const file_descriptor&) = delete;
-  file_descriptor& operator=(const file_descriptor&) = delete;
-  ~file_descriptor() {
-    if (number_ >= 0) ::close(number_);
-  }
-  [[nodiscard]] int number() const noexcept { return number_; }
+// Files that torch.save wrote before PyTorch 1.6, or writes when it is told to, begin with a pickled magic number.
+constexpr std::string_view legacy_magic("\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19", 12);
+constexpr std::size_t legacy_start = 32;
 
- private:
-  int number_;
-};
-
-class mapping {
- public:
-  explicit mapping(const std::filesystem::path& path) {
-    // Not blocking, because opening a FIFO would wait for a writer.
-    const file_descriptor file(::open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
-    if (file.number() < 0) fail("open", path, errno == ELOOP ? "symbolic links are not followed" : "");
-    struct stat status {};
-    if (::fstat(file.number(), &status) != 0) fail("examine", path);
-    if (!S_ISREG(status.st_mode)) throw format_error(path.string(), 0, "this is not a regular file");
-    if (status.st_size == 0) throw format_error(path.string(), 0, "the file is empty");
-    size_ = static_cast<std::size_t>(status.st_size);
-    start_ = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.number(), 0);
-    if (start_ == MAP_FAILED) fail("map", path);
-    // A page that cannot be read is a signal when it is touched, but an error when it is read. Opening looks at both
-    // ends.
-    try {
-      const std::size_t head = std::min(size_, std::max(probed_bytes, size_ / 8));
-      probe(file.number(), path, 0, head);
-      probe(file.number(), path, std::max(head, size_ - std::min(size_, probed_bytes)), size_);
-    } catch (...) {
-      ::munmap(start_, size_);
-      throw;
-    }
-  }
-  mapping(const mapping&) = delete;
-  mapping& operator=(const mapping&) = delete;
-  ~mapping() { ::munmap(start_, size_); }
-
-  [[nodiscard]] std::span<const std::byte> bytes() const noexcept {
-    return {static_cast<const std::byte*>(start_), size_};
-  }
-
-  static void probe(int file, const std::filesystem::path& path, std::size_t begin, std::size_t end) {
-    std::vector<std::byte> buffer(std::min<std::size_t>(end - begin, std::size_t{1} << 20));
-    while (begin < end) {
-      const auto got = ::pread(file, buffer.data(), std::min(buffer.size(), end - begin), static_cast<off_t>(begin));
-      if (got < 0 && errno == EINTR) continue;
-      if (got < 0) fail("read", path, "the disk may be failing");
-      if (got == 0) throw format_error(path.string(), begin, "the file has become shorter while it was read");
-      begin += static_cast<std::size_t>(got);
-    }
-  }
-
- private:
-  static constexpr std::size_t probed_bytes = std::size_t{4} << 20;
-
-  [[noreturn]] static void fail(const char* operation, const std::filesystem::path& path, const char* advice = "") {
-    throw io_error(operation, path, std::error_code(errno, std::generic_category()), advice);
-  }
-
-  void* start_ = nullptr;
-  std::size_t size_ = 0;
-};
+void refuse_legacy(std::span<const std::byte> file, const std::string& where) {
+  if (as_text(file.first(std::min(file.size(), legacy_start))).find(legacy_magic) == std::string_view::npos) return;
+  throw format_error(
+      where, 0,
+      "this is PyTorch's format from before version 1.6, which cannot be read without executing it; load "
+      "it in Python and save it again with torch.save(..., _use_new_zipfile_serialization=True)");
+}
 
 // As PyTorch does: the first entry's folder.
 std::string root_of(const archive& records) {
@@ -100,31 +38,29 @@ std::string root_of(const archive& records) {
 }  // namespace
 
 reader reader::open(const std::filesystem::path& path) {
-  auto file = std::make_shared<const mapping>(path);
-  const auto bytes = file->bytes();
-  return {std::move(file), bytes, path.string()};
+  auto owner = std::make_shared<source>();
+  const auto bytes = owner->file.emplace(path).bytes();
+  return {std::move(owner), bytes, path.string()};
 }
 
 void require_readable(const std::filesystem::path& path) {
-  const file_descriptor file(::open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
-  struct stat status {};
-  if (file.number() < 0 || ::fstat(file.number(), &status) != 0)
-    throw io_error("open", path, std::error_code(errno, std::generic_category()));
-  if (S_ISREG(status.st_mode)) mapping::probe(file.number(), path, 0, static_cast<std::size_t>(status.st_size));
+  const mapped_file file(path);
+  file.require_readable(0, file.bytes().size());
 }
 
 reader reader::from_bytes(std::vector<std::byte> file, std::string where) {
-  auto owner = std::make_shared<const std::vector<std::byte>>(std::move(file));
-  const std::span<const std::byte> bytes(*owner);
+  auto owner = std::make_shared<source>();
+  owner->memory = std::move(file);
+  const std::span<const std::byte> bytes(owner->memory);
   return {std::move(owner), bytes, std::move(where)};
 }
 
 reader reader::from_span(std::span<const std::byte> file, std::string where) {
-  return {nullptr, file, std::move(where)};
+  return {std::make_shared<source>(), file, std::move(where)};
 }
 
-reader::reader(std::shared_ptr<const void> owner, std::span<const std::byte> file, std::string where)
-    : owner_(std::move(owner)), archive_(file, std::move(where)), root_(root_of(archive_)) {
+reader::reader(std::shared_ptr<const source> owner, std::span<const std::byte> bytes, std::string where)
+    : owner_(std::move(owner)), archive_(open_archive(bytes, std::move(where))), root_(root_of(archive_)) {
   if (has_record("byteorder") && as_text(checked_record("byteorder")) != "little")
     throw format_error(this->where(), 0, "the tensors are not little-endian");
   if (has_record(manifest_record))
@@ -133,11 +69,43 @@ reader::reader(std::shared_ptr<const void> owner, std::span<const std::byte> fil
   state_ = decode_pickle(checked_record("data.pkl"), this->where() + ":data.pkl");
 }
 
+archive reader::open_archive(std::span<const std::byte> bytes, std::string where) const {
+  require_readable(0, std::min(bytes.size(), legacy_start));
+  refuse_legacy(bytes, where);
+  return {bytes, std::move(where), [this](std::uint64_t begin, std::uint64_t end) { require_readable(begin, end); }};
+}
+
+void reader::require_readable(std::uint64_t begin, std::uint64_t end) const {
+  if (owner_->file) owner_->file->require_readable(begin, end);
+}
+
+void reader::read(std::uint64_t offset, std::span<std::byte> out) const {
+  if (owner_->file) return owner_->file->read(offset, out);
+  const auto bytes = archive_.file();
+  if (offset > bytes.size() || out.size() > bytes.size() - offset)
+    throw format_error(where(), offset, "the archive leads outside the file");
+  std::ranges::copy(bytes.subspan(static_cast<std::size_t>(offset), out.size()), out.begin());
+}
+
+std::uint32_t reader::checksum(std::uint64_t offset, std::uint64_t size) const {
+  constexpr std::uint64_t piece_size = 256 * 1024;
+  std::vector<std::byte> buffer(static_cast<std::size_t>(std::min(size, piece_size)));
+  std::uint32_t result = 0;
+  while (size != 0) {
+    const auto piece = std::span(buffer).first(static_cast<std::size_t>(std::min(size, piece_size)));
+    read(offset, piece);
+    result = crc32(piece, result);
+    offset += piece.size();
+    size -= piece.size();
+  }
+  return result;
+}
+
 bool reader::has_record(std::string_view name) const {
   return archive_.find(fmt::format("{}/{}", root_, name)) != nullptr;
 }
 
-std::span<const std::byte> reader::record(std::string_view name) const { return archive_.data(entry_of(name)); }
+std::span<const std::byte> reader::record(std::string_view name) const { return data_of(entry_of(name)); }
 
 std::span<const std::byte> reader::storage(const tensor_descriptor& tensor) const {
   const auto& place = entry_of("data/" + tensor.storage_key);
@@ -146,7 +114,13 @@ std::span<const std::byte> reader::storage(const tensor_descriptor& tensor) cons
   if (size > place.size)
     throw format_error(where(), place.header_offset,
                        fmt::format("record '{}' has {} bytes, but its tensors need {}", place.path, place.size, size));
-  return archive_.data(place).first(static_cast<std::size_t>(size));
+  return data_of(place).first(static_cast<std::size_t>(size));
+}
+
+std::span<const std::byte> reader::data_of(const archive::entry& place) const {
+  // No more than the header is touched to find the data.
+  require_readable(place.header_offset, place.limit - place.size);
+  return archive_.data(place);
 }
 
 const archive::entry& reader::entry_of(std::string_view name) const {
@@ -156,6 +130,7 @@ const archive::entry& reader::entry_of(std::string_view name) const {
 
 std::span<const std::byte> reader::checked_record(std::string_view name) const {
   const auto& place = entry_of(name);
+  require_readable(place.header_offset, place.limit);
   const auto bytes = archive_.data(place);
   if (archive_.has_checksums() && crc32(bytes) != place.crc32)
     throw format_error(where(), place.header_offset, fmt::format("record '{}' is damaged: wrong checksum", place.path));

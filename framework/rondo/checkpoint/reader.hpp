@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <optional>
@@ -11,6 +12,7 @@
 
 #include "rondo/checkpoint/archive.hpp"
 #include "rondo/checkpoint/manifest.hpp"
+#include "rondo/checkpoint/mapped_file.hpp"
 #include "rondo/checkpoint/tensor_descriptor.hpp"
 
 namespace rondo::checkpoint {
@@ -21,10 +23,10 @@ namespace rondo::checkpoint {
 class reader {
  public:
   /// Maps the file read-only. A symbolic link as last component of the path is not followed. The file must not be
-  /// shortened while it is mapped; Rondo itself only ever replaces files by renaming.
-  /// Throws `io_error` when the system refuses, `format_error` when this is not a sound checkpoint. A page in the
-  /// middle of the file that the disk cannot read is a signal (SIGBUS) when it is touched; `require_readable` finds it
-  /// before.
+  /// shortened while it is mapped; Rondo itself only ever replaces files by renaming. Throws `io_error` when the
+  /// system refuses, `format_error` when this is not a sound checkpoint. Opening reads what it needs through the
+  /// system. A page of the tensors' bytes that the disk cannot read is a signal (SIGBUS) when it is touched;
+  /// `require_readable` finds it before, and `read` reports it as an error.
   [[nodiscard]] static reader open(const std::filesystem::path& path);
   /// The same from memory. `where` names the source in errors.
   [[nodiscard]] static reader from_bytes(std::vector<std::byte> file, std::string where);
@@ -43,19 +45,36 @@ class reader {
   [[nodiscard]] bool has_record(std::string_view name) const;
   /// The record's bytes. Throws `format_error` when there is none or its header is damaged.
   [[nodiscard]] std::span<const std::byte> record(std::string_view name) const;
-  /// The whole storage that the tensor views, little-endian; in Rondo's files it is aligned to `record_alignment`.
+  /// The whole storage that the tensor views, little-endian; in Rondo's files it is aligned as `plan` says.
   /// Throws `format_error` when it is missing or too small, or when the view leads outside it.
   [[nodiscard]] std::span<const std::byte> storage(const tensor_descriptor& tensor) const;
+
+  /// Copies what begins at `offset` in the file into `out`: through the system for a file that was opened, so that a
+  /// bad sector is an error and not a signal. Throws `io_error` for such a sector, `format_error` when the file ends
+  /// before.
+  void read(std::uint64_t offset, std::span<std::byte> out) const;
+  /// The CRC-32 of that many bytes from `offset` on, read likewise in pieces that fit the CPU's cache.
+  [[nodiscard]] std::uint32_t checksum(std::uint64_t offset, std::uint64_t size) const;
+  /// Reads the bytes from `begin` to `end` once, after which spans of them can be touched. Throws as `read` does; does
+  /// nothing for a file in memory.
+  void require_readable(std::uint64_t begin, std::uint64_t end) const;
 
   /// The archive below, for tools and verification.
   [[nodiscard]] const archive& records() const noexcept { return archive_; }
 
  private:
-  reader(std::shared_ptr<const void> owner, std::span<const std::byte> file, std::string where);
+  /// What keeps the bytes alive: a file, memory, or nothing.
+  struct source {
+    std::optional<mapped_file> file;
+    std::vector<std::byte> memory;
+  };
+  reader(std::shared_ptr<const source> owner, std::span<const std::byte> bytes, std::string where);
+  [[nodiscard]] archive open_archive(std::span<const std::byte> bytes, std::string where) const;
   [[nodiscard]] const archive::entry& entry_of(std::string_view name) const;
+  [[nodiscard]] std::span<const std::byte> data_of(const archive::entry& place) const;
   [[nodiscard]] std::span<const std::byte> checked_record(std::string_view name) const;
 
-  std::shared_ptr<const void> owner_;
+  std::shared_ptr<const source> owner_;
   archive archive_;
   std::string root_;
   std::optional<manifest> manifest_;

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <array>
 
+#include "rondo/checkpoint/tensor_view.hpp"
+
 namespace rondo::checkpoint {
 
 namespace {
@@ -49,7 +51,9 @@ std::optional<scalar_type> scalar_type_from_storage(std::string_view text) noexc
   return find(text, &type_row::storage);
 }
 
-std::optional<std::string> problem_of(const tensor_descriptor& tensor) {
+std::optional<std::string> problem_of(const tensor_descriptor& tensor) { return problem_of(view_of(tensor, 0)); }
+
+std::optional<std::string> problem_of(const tensor_view& tensor) {
   if (tensor.sizes.size() != tensor.strides.size())
     return fmt::format("a tensor has {} sizes but {} strides", tensor.sizes.size(), tensor.strides.size());
   std::int64_t storage_bytes = 0;

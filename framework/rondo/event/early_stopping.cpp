@@ -11,15 +11,10 @@ namespace rondo {
 
 namespace {
 
-bool higher_is_better(const early_stopping_options& options) {
-  if (options.direction != better::automatic) return options.direction == better::higher;
-  return options.monitor.find("accuracy") != std::string::npos || options.monitor.find("auc") != std::string::npos;
-}
-
 class early_stopping_trigger {
  public:
   explicit early_stopping_trigger(early_stopping_options options)
-      : higher_(higher_is_better(options)),
+      : higher_(higher_is_better(options.direction, options.monitor)),
         patience_(options.patience),
         min_delta_(options.min_delta),
         mean_(std::move(options.monitor), std::move(options.check)),

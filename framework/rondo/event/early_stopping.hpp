@@ -2,13 +2,11 @@
 
 #include <string>
 
+#include "rondo/event/better.hpp"
 #include "rondo/event/interval.hpp"
 #include "rondo/event/trigger.hpp"
 
 namespace rondo {
-
-/// Which direction is better.
-enum class better { automatic, lower, higher };
 
 struct early_stopping_options {
   /// The observation to watch. Its mean between two checks counts.

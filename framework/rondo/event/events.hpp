@@ -4,6 +4,7 @@
 #include <exception>
 #include <filesystem>
 #include <string>
+#include <string_view>
 
 /// The events that the loop and the ready-made extensions emit. Any other type can be an event as well: it needs no
 /// registration and no base class.
@@ -102,16 +103,38 @@ struct snapshot_started {
   std::int64_t iteration;
 };
 
-/// When a snapshot is durable, or has failed.
+/// When a snapshot is durable, or has failed. With a writer that works in the background that may be many iterations
+/// after `snapshot_started`.
 struct snapshot_completed {
   const std::filesystem::path& path;
-  std::int64_t iteration;
-  std::uint64_t bytes;     ///< size of the file
-  double capture_seconds;  ///< taking hold of the state
-  double write_seconds;    ///< writing with checksums
-  double commit_seconds;   ///< sync, rename, sync of the directory
-  double stall_seconds;    ///< how long training waited
+  std::int64_t iteration;   ///< of the state that was saved
+  std::string_view writer;  ///< the kind of writer; "savefun" for a user's own serialization
+  std::uint64_t bytes;      ///< size of the file
+  double capture_seconds;   ///< describing the state and copying it, where the writer needs a copy
+  double write_seconds;     ///< writing with checksums
+  double commit_seconds;    ///< sync, rename, sync of the directory
+  double stall_seconds;     ///< how long training waited
+  double total_seconds;     ///< from `snapshot_started` on
+  std::uint64_t memory;     ///< bytes of staging memory held by the writer, its peak
   std::exception_ptr error;
+
+  /// Bytes per second from `snapshot_started` to the end.
+  [[nodiscard]] double throughput() const noexcept {
+    return total_seconds > 0.0 ? static_cast<double>(bytes) / total_seconds : 0.0;
+  }
+};
+
+/// When a snapshot was due and is not going to be: the writer had no room (`when_full::skip`), or a newer one took its
+/// place before it was begun (`when_full::replace`).
+struct snapshot_skipped {
+  const std::filesystem::path& path;
+  std::int64_t iteration;
+  const std::string& reason;
+};
+
+/// When somebody awaits `context::snapshot`. Extensions that save the run answer it.
+struct snapshot_requested {
+  std::int64_t iteration;
 };
 
 /// For each file that autoload passed over because it is damaged or unreadable.

@@ -13,6 +13,7 @@
 
 #include "rondo/async/offload.hpp"
 #include "rondo/async/task.hpp"
+#include "rondo/async/wait_group.hpp"
 #include "rondo/event/bus.hpp"
 #include "rondo/event/events.hpp"
 #include "rondo/event/interval.hpp"
@@ -206,13 +207,47 @@ class context {
     return session_.update(session_.optimizer_index(optimizer));
   }
 
+  /// While the result lives, the loop makes no update, so parameters and the optimizers' state rest and may be read in
+  /// the background. Updates, and whoever awaits `exclusive_state`, wait for its end.
+  [[nodiscard]] wait_group::member hold_state() {
+    session_.assert_home();
+    return session_.state_readers.join();
+  }
+  /// For whoever changes parameters or optimizer state outside of the loop's updates (swapping in averaged weights,
+  /// pruning): completes when nobody reads them in the background any more; at once if nobody does. Change them before
+  /// the next co_await. Cancellation throws `operation_aborted`.
+  [[nodiscard]] task<> exclusive_state() {
+    session_.assert_home();
+    return session_.state_readers.empty();
+  }
+
+  // ---- snapshots -------------------------------------------------------------------------------------------------
+
+  /// Takes a snapshot of the run as it is now, by every extension `snapshot()` that saves the loop. Completes when it is
+  /// durable; throws what the writing threw, and `option_error` if there is no such extension. Between two iterations,
+  /// or when an iteration has ended, it is a regular snapshot; in the middle of an iteration it is marked as such, named
+  /// "<name>.mid_iteration" and not resumed from by autoload. What extensions that have not seen the present event yet
+  /// would make of it is not in it: where that matters, use `request_snapshot`.
+  [[nodiscard]] task<> snapshot() { return session_.snapshot(); }
+  /// Asks for a regular snapshot at the end of the present iteration, whatever triggers say.
+  void request_snapshot() {
+    session_.assert_home();
+    session_.snapshot_wanted = true;
+  }
+  [[nodiscard]] bool snapshot_wanted() const noexcept { return session_.snapshot_wanted; }
+  /// Whether an iteration has begun and not ended, so that the state is not one between two iterations.
+  [[nodiscard]] bool mid_iteration() const noexcept { return session_.mid_iteration(); }
+
   // ---- state -----------------------------------------------------------------------------------------------------
 
   /// The state of the whole run in ppe's layout; tensors are the live ones, not copies.
   [[nodiscard]] state::dict state_dict() const { return session_.state_dict(); }
-  /// Takes a state back. Only while `event::restoring` is being emitted. Throws `state_error` with the path of what
-  /// does not fit; models and optimizers have then not been changed.
-  void load_state_dict(const state::value& state) { session_.load_state_dict(state); }
+  /// Takes a state back. Only while `event::restoring` is being emitted. Throws `state_error` for what does not fit, if
+  /// `options` say so (docs/state.md lists what they mean for each part); models and optimizers have then not been
+  /// changed. A tree that is no state of a loop is an error under every option.
+  void load_state_dict(const state::value& state, const state::load_options& options = {}) {
+    session_.load_state_dict(state, options);
+  }
   /// Records which file the state came from.
   void set_resumed_from(std::filesystem::path file) { session_.resumed_from = std::move(file); }
 

@@ -254,6 +254,7 @@ task<> session::run_epoch() {
   // before a state inside it was.
   const bool inside = now.iteration_in_epoch > 0;
   if (!inside) restore_random();
+  updates_are_managed_ = source_->updates_are_managed();
   source_->begin(now.epoch_index, now.iteration_in_epoch);
   if (inside) restore_random();
   if (source_->exhausted())
@@ -277,8 +278,12 @@ task<> session::run_iteration() {
   auto rest = events.emit<event::iteration_started>(now.iteration + 1);
   if (rest) co_await std::move(*rest);
 
+  // A step that updates by hand cannot be held up in the middle.
+  if (!updates_are_managed_ && state_readers.size() > 0) co_await state_readers.empty();
+  updated_ = false;
   rest = source_->step(*this);
   if (rest) co_await std::move(*rest);
+  updates_are_managed_ = updated_ || source_->updates_are_managed();
   source_->advance();
   const bool last = source_->exhausted();
   if (gradients_of_ == options.accumulate || (last && gradients_of_ > 0)) {
@@ -330,9 +335,20 @@ task<> session::end_iteration() {
     rest = epochs.run_settled(epoch);
     if (rest) co_await std::move(*rest);
   }
+  snapshot_wanted = false;
   rest = events.drain();
   if (rest) co_await std::move(*rest);
   throw_failure();
+}
+
+task<> session::snapshot() {
+  auto& savers = events.channel<event::snapshot_requested>();
+  if (savers.empty())
+    throw option_error("snapshot", "asked for in a loop without an extension that saves it",
+                       "a loop with the extension snapshot()");
+  const event::snapshot_requested request{now.iteration};
+  auto rest = savers.run_all(request);
+  if (rest) co_await std::move(*rest);
 }
 
 // ---- the end ----

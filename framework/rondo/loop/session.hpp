@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "rondo/async/scope.hpp"
+#include "rondo/async/wait_group.hpp"
 #include "rondo/event/bus.hpp"
 #include "rondo/event/events.hpp"
 #include "rondo/event/moment.hpp"
@@ -60,6 +61,8 @@ class batch_source {
   [[nodiscard]] virtual bool exhausted() = 0;
   /// Trains on the current batch.
   [[nodiscard]] virtual std::optional<task<>> step(session& s) = 0;
+  /// Whether the steps leave every update to the loop (`session::learn`).
+  [[nodiscard]] virtual bool updates_are_managed() const noexcept = 0;
   /// Goes to the next batch.
   virtual void advance() = 0;
 };
@@ -110,7 +113,7 @@ class session {
 
   // ---- for context ----
   [[nodiscard]] state::dict state_dict() const;
-  void load_state_dict(const state::value& state);
+  void load_state_dict(const state::value& state, const state::load_options& options = {});
   void stop(std::string reason);
   /// Remembers the first failure of a coroutine beside the loop, which throws it at the next opportunity. That a
   /// coroutine was cancelled because the run is ending is no failure.
@@ -120,8 +123,12 @@ class session {
   [[nodiscard]] std::size_t optimizer_index(const torch::optim::Optimizer& optimizer) const;
   /// Backward, and an update when the accumulation window is full.
   [[nodiscard]] std::optional<task<>> learn(const at::Tensor& loss, std::int64_t samples);
-  /// Clip, `update_started`, step, `update_completed`.
+  /// Clip, `update_started`, step, `update_completed`; first of all waits until nobody holds the state.
   [[nodiscard]] task<> update(std::size_t index);
+  /// Whether the state is not one between two iterations.
+  [[nodiscard]] bool mid_iteration() const noexcept { return iteration_open_; }
+  /// Has every extension that saves the whole run take a snapshot now. Completes when they are durable.
+  [[nodiscard]] task<> snapshot();
   [[nodiscard]] double epoch_detail() const;
   [[nodiscard]] bool has_extension(std::string_view name) const;
   void assert_home() const;
@@ -140,6 +147,8 @@ class session {
   executor home;
   std::unique_ptr<context> step_context;  ///< what a user's step gets
   std::unique_ptr<scope> background;      ///< `context::spawn`
+  wait_group state_readers;               ///< who reads parameters and optimizer state in the background
+  bool snapshot_wanted = false;           ///< at the end of this iteration, whatever triggers say
 
  private:
   using clock = std::chrono::steady_clock;
@@ -158,12 +167,10 @@ class session {
   task<> close_epoch(std::exception_ptr reason);
   task<std::exception_ptr> announce_end(std::exception_ptr error);
   [[nodiscard]] state::dict optimizer_types() const;
-  void check_optimizer_types(const state::value& ours) const;
   [[nodiscard]] state::value gradients() const;
   void load_gradients(const state::value& ours);
   task<> join_everything();
   void decide_stop();
-  void load_extensions(const state::dict& root);
   void load_position(const state::dict& root);
   void begin_clock();
   void restore_random();
@@ -171,6 +178,7 @@ class session {
   void clip(std::size_t index);
   [[nodiscard]] std::optional<task<>> update_now(std::size_t index);
   [[nodiscard]] task<> update_after(std::size_t index, task<> announced);
+  [[nodiscard]] task<> update_when_free(std::size_t index);
   [[nodiscard]] bool goal_reached();
 
   std::unique_ptr<batch_source> source_;
@@ -186,6 +194,8 @@ class session {
   std::int64_t gradients_of_ = 0;  ///< iterations whose gradients wait for the next update
   bool stop_trigger_fired_ = false;
   bool iteration_open_ = false;
+  bool updated_ = false;             ///< in this iteration, through `update`
+  bool updates_are_managed_ = true;  ///< as far as the last iteration tells
   bool epoch_open_ = false;
   std::optional<std::size_t> update_open_;
   bool watching_signals_ = false;

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -13,29 +14,128 @@
 #include "rondo/log.hpp"
 #include "rondo/loop/context.hpp"
 #include "rondo/loop/session.hpp"
+#include "rondo/state/loading.hpp"
 #include "rondo/state/random.hpp"
 
 namespace rondo::detail {
 
 namespace {
 
-/// Loads `objects` by name from `state`; what is on one side only is an error.
-template <class Named, class Load>
-void load_named(const char* part, const std::vector<Named>& objects, const state::value& state, Load load) {
-  const auto& stored = state.as<state::dict>();
-  for (const auto& [key, ignored] : stored) {
-    const bool known = std::any_of(objects.begin(), objects.end(), [&](const Named& o) { return o.name == key.str(); });
-    if (!known)
-      throw state_error(std::string(part) + "." + key.str(),
-                        "is in the snapshot, but the loop has nothing of that name");
+/// What is stored of one object, and its name then and now.
+struct stored_object {
+  std::string stored_name;
+  std::string name;
+  const state::value* memory;
+};
+
+std::vector<stored_object> stored_in(const std::string& part, const state::dict& stored, state::loading& act) {
+  std::vector<stored_object> all;
+  for (const auto& [key, memory] : stored) {
+    auto name = act.renamed_object(part, key.str());
+    const auto same = std::ranges::find(all, name, &stored_object::name);
+    if (same != all.end())
+      act.ambiguous(part + "." + name,
+                    fmt::format("is meant by both '{}' and '{}' in the snapshot", same->stored_name, key.str()));
+    all.push_back({key.str(), std::move(name), &memory});
   }
+  return all;
+}
+
+/// Calls `compare(object, what is stored of it)` for every object that `part` of the snapshot has, `without(object)`
+/// for the others.
+template <class Named, class Compare, class Without>
+void compare_named(const std::string& part, const std::vector<Named>& objects, const state::dict& stored,
+                   state::loading& act, Compare compare, Without without) {
+  const auto all = stored_in(part, stored, act);
   for (const auto& object : objects) {
-    try {
-      load(object, stored.at(object.name));
-    } catch (const state_error& e) {
-      const bool names_object = e.key() == object.name;
-      throw names_object ? e.under(part) : e.under(std::string(part) + "." + object.name);
+    const auto path = part + "." + object.name;
+    const auto found = std::ranges::find(all, object.name, &stored_object::name);
+    if (found == all.end()) {
+      act.missing(path, "the loop has it, the snapshot does not");
+      without(object);
+      continue;
     }
+    const auto within = act.within(path, part + "." + found->stored_name);
+    compare(object, *found);
+  }
+  for (const auto& one : all)
+    if (std::ranges::none_of(objects, [&](const Named& o) { return o.name == one.name; }))
+      act.unexpected(part + "." + one.name, "the snapshot has it, the loop does not");
+}
+
+const state::dict& part_of(const state::dict& root, const char* part, const state::loading& act) {
+  static const state::dict nothing;
+  const auto* stored = root.find(part);
+  if (stored == nullptr && act.tolerant()) return nothing;
+  const auto& value = root.at(part);
+  if (const auto* names = value.get_if<state::dict>()) return *names;
+  throw state_error(part, "expected dict, found " + value.type_name());
+}
+
+using changes = std::vector<std::function<void()>>;
+
+void compare_models(const std::vector<named_model>& models, const state::dict& root, state::loading& act,
+                    changes& prepared) {
+  compare_named(
+      "models", models, part_of(root, "models", act), act,
+      [&](const named_model& m, const stored_object& from) {
+        prepared.push_back(state::prepare_module_load(*m.module, *from.memory, act));
+      },
+      [&](const named_model& m) {
+        for (const auto& parameter : m.module->parameters()) act.displace(parameter);
+        act.count(0, state::module_state(*m.module).size());
+      });
+}
+
+/// `types` are those of the loop's optimizers: states of different ones can look alike (Adam and AdamW do).
+void compare_optimizers(const std::vector<named_optimizer>& optimizers, const state::dict& types,
+                        const state::dict& root, state::loading& act, changes& prepared) {
+  const auto* ours = root.find("rondo");
+  const auto* stored_types = ours != nullptr ? ours->as<state::dict>().find("optimizer_types") : nullptr;
+  compare_named(
+      "optimizers", optimizers, part_of(root, "optimizers", act), act,
+      [&](const named_optimizer& o, const stored_object& from) {
+        const auto* before = stored_types != nullptr ? stored_types->as<state::dict>().find(from.stored_name) : nullptr;
+        const auto& type = types.at(o.name).as<std::string>();
+        if (before != nullptr && before->as<std::string>() != type)
+          act.mismatched("", fmt::format("is the state of a {}, the loop has a {}", before->as<std::string>(), type));
+        else
+          prepared.push_back(state::prepare_optimizer_load(*o.optimizer, *from.memory, act));
+      },
+      [](const named_optimizer&) {});
+}
+
+/// Something that finds out by itself, when it is loaded, whether the state fits.
+struct self_checking {
+  std::string path;
+  std::function<void()> load;
+};
+
+std::vector<self_checking> compare_objects(const std::vector<named_state>& objects, const state::dict& root,
+                                           state::loading& act, changes& prepared) {
+  std::vector<self_checking> rest;
+  if (!act.tolerant() && !root.contains("state_objects")) return rest;  // as ppe wrote before it had them
+  compare_named(
+      "state_objects", objects, part_of(root, "state_objects", act), act,
+      [&](const named_state& o, const stored_object& from) {
+        auto change = o.object.prepare(*from.memory, act);
+        if (o.object.compares())
+          prepared.push_back(std::move(change));
+        else
+          rest.push_back({"state_objects." + o.name, std::move(change)});
+      },
+      [](const named_state&) {});
+  return rest;
+}
+
+/// Loads, and in a tolerant act tells what did not fit.
+void load_or_tell(const self_checking& object, state::loading& act) {
+  try {
+    object.load();
+  } catch (const state_error& e) {
+    if (!act.tolerant()) throw e.under(object.path);
+    const auto within = act.within(object.path, object.path);
+    act.mismatched(e);
   }
 }
 
@@ -55,6 +155,95 @@ state::dict memory_of(const attachment& a) {
 }
 
 bool remembers(const attachment& a) { return !is_empty(memory_of(a)); }
+
+void load_memory(attachment& a, const state::value& memory) {
+  a.what.self()->load_state_dict(memory.at("extension"));
+  if (a.when) a.when->inner().load_state_dict(memory.at("trigger"));
+}
+
+/// Extensions come and go, so that a difference is no error. `warnings` are those to be said if the rest fits.
+std::vector<self_checking> compare_extensions(const std::vector<std::unique_ptr<attachment>>& attached,
+                                              const state::dict& root, state::loading& act,
+                                              std::vector<std::string>& warnings) {
+  std::vector<self_checking> all;
+  if (!root.contains("extensions")) return all;
+  const auto stored = stored_in("extensions", part_of(root, "extensions", act), act);
+  const auto tell = [&](auto finding, const std::string& name, const char* problem) {
+    if (act.tolerant())
+      (act.*finding)("extensions." + name, problem);
+    else
+      warnings.push_back(fmt::format("extension '{}': {}", name, problem));
+  };
+  for (const auto& a : attached) {
+    const auto found = std::ranges::find(stored, a->what.name(), &stored_object::name);
+    if (found != stored.end())
+      all.push_back(
+          {"extensions." + found->name, [to = a.get(), memory = found->memory] { load_memory(*to, *memory); }});
+    else if (remembers(*a))
+      tell(&state::loading::missing, a->what.name(),
+           "the snapshot knows none of that name: it starts without a memory");
+  }
+  for (const auto& one : stored) {
+    const bool known = is_empty(*one.memory) ||
+                       std::ranges::any_of(attached, [&](const auto& a) { return a->what.name() == one.name; });
+    if (!known)
+      tell(&state::loading::unexpected, one.name, "the snapshot has a memory for it, but this loop does not have it");
+  }
+  return all;
+}
+
+const state::value* stored_gradients(const state::dict& root) {
+  const auto* ours = root.find("rondo");
+  const auto* stored = ours != nullptr ? ours->as<state::dict>().find("gradients") : nullptr;
+  return stored == nullptr || stored->is_null() ? nullptr : stored;
+}
+
+std::vector<at::Tensor> parameters_of(const std::vector<named_optimizer>& optimizers) {
+  std::vector<at::Tensor> parameters;
+  if (optimizers.empty()) return parameters;
+  for (const auto& group : optimizers[0].optimizer->param_groups())
+    parameters.insert(parameters.end(), group.params().begin(), group.params().end());
+  return parameters;
+}
+
+void check_gradients(const state::value& stored, std::int64_t accumulate, const std::vector<at::Tensor>& parameters) {
+  const auto window = stored.get<std::int64_t>("accumulate");
+  if (window != accumulate)
+    throw state_error("", fmt::format("were gathered with accumulate = {}, now it is {}; go on with the old number, or "
+                                      "from a snapshot at the end of a window",
+                                      window, accumulate));
+  const auto& tensors = stored.get<state::list>("tensors");
+  if (tensors.size() != parameters.size())
+    throw state_error(
+        "", fmt::format("expected {} tensors, one per parameter, found {}", parameters.size(), tensors.size()));
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    if (tensors[i].is_null()) continue;
+    const auto* gradient = tensors[i].get_if<at::Tensor>();
+    if (gradient == nullptr)
+      throw state_error(std::to_string(i), "expected Tensor or None, found " + tensors[i].type_name());
+    if (gradient->sizes() != parameters[i].sizes())
+      throw state_error(std::to_string(i), "has another shape than the parameter");
+  }
+  static_cast<void>(stored.get<std::int64_t>("iterations"));
+}
+
+/// Whether there are gradients, and all of them can be taken.
+bool compare_gradients(const std::vector<named_optimizer>& optimizers, std::int64_t accumulate, const state::dict& root,
+                       state::loading& act) {
+  const auto* stored = stored_gradients(root);
+  if (stored == nullptr) return false;
+  const auto within = act.within("rondo.gradients", "rondo.gradients");
+  try {
+    const auto parameters = parameters_of(optimizers);
+    check_gradients(*stored, accumulate, parameters);
+    if (act.tolerant() && std::ranges::any_of(parameters, [&](const auto& p) { return act.is_displaced(p); }))
+      throw state_error("", "belong to parameters that were not loaded");
+    return true;
+  } catch (const state_error& e) {
+    act.mismatched(e);
+    return false;
+  }
+}
 
 }  // namespace
 
@@ -89,57 +278,34 @@ state::dict session::state_dict() const {
           {"rondo", std::move(ours)}};
 }
 
-void session::load_state_dict(const state::value& state) {
+void session::load_state_dict(const state::value& state, const state::load_options& load_options) {
   if (training_begun_) throw error("load_state_dict: a state can only be loaded before training starts");
   const auto& root = state.as<state::dict>();
   const auto iteration = state.get<std::int64_t>("_start_iteration");
 
-  // Models and optimizers are changed last, and only when everything else has been found good.
-  std::vector<std::function<void()>> prepared;
-  load_named("models", models, root.at("models"), [&](const named_model& m, const state::value& v) {
-    prepared.push_back(state::prepare_module_load(*m.module, v));
-  });
-  load_named("optimizers", optimizers, root.at("optimizers"), [&](const named_optimizer& o, const state::value& v) {
-    prepared.push_back(state::prepare_optimizer_load(*o.optimizer, v));
-  });
-  if (const auto* stored = root.find("state_objects"))
-    load_named("state_objects", state_objects, *stored,
-               [](const named_state& o, const state::value& v) { o.object.load(v); });
-  load_extensions(root);
+  // What can be compared is compared before anything is changed. Models and optimizers are changed last.
+  state::loading act(load_options);
+  changes prepared;
+  std::vector<std::string> warnings;
+  compare_models(models, root, act, prepared);
+  compare_optimizers(optimizers, optimizer_types(), root, act, prepared);
+  const bool with_gradients = compare_gradients(optimizers, options.accumulate, root, act);
+  auto rest = compare_objects(state_objects, root, act, prepared);
+  for (auto& one : compare_extensions(attached_, root, act, warnings)) rest.push_back(std::move(one));
+  const auto* ours = root.find("rondo");
+  if (options.stop_trigger && ours != nullptr)
+    rest.push_back({"rondo.stop_trigger", [&] { options.stop_trigger->load_state_dict(ours->at("stop_trigger")); }});
+  act.require_fit();
+  for (const auto& warning : warnings) log::warn(warning);
 
+  for (const auto& object : rest) load_or_tell(object, act);
   const auto* stored_execution = root.find("_start_execution");
   execution = stored_execution != nullptr ? stored_execution->as<std::int64_t>() : iteration;
   now.iteration = iteration;
   load_position(root);
+  if (with_gradients) load_gradients(*ours);
   for (const auto& apply : prepared) apply();
-}
-
-void session::load_extensions(const state::dict& root) {
-  const auto* stored = root.find("extensions");
-  if (stored == nullptr) return;
-  const auto& all = stored->as<state::dict>();
-  for (const auto& a : attached_) {
-    const auto& name = a->what.name();
-    const auto* own = all.find(name);
-    if (own == nullptr) {
-      if (remembers(*a))
-        log::warn(fmt::format("the snapshot knows no extension '{}': it starts without a memory", name));
-      continue;
-    }
-    try {
-      a->what.self()->load_state_dict(own->at("extension"));
-      if (a->when) a->when->inner().load_state_dict(own->at("trigger"));
-    } catch (const state_error& e) {
-      throw e.under("extensions." + name);
-    }
-  }
-  for (const auto& [key, memory] : all) {
-    const bool known = is_empty(memory) || std::any_of(attached_.begin(), attached_.end(),
-                                                       [&](const auto& a) { return a->what.name() == key.str(); });
-    if (!known)
-      log::warn(
-          fmt::format("the snapshot has a state for the extension '{}', which this loop does not have", key.str()));
-  }
+  act.report();
 }
 
 void session::load_position(const state::dict& root) {
@@ -168,74 +334,37 @@ void session::load_position(const state::dict& root) {
   if (source_->length() && now.iteration_in_epoch >= *source_->length()) now.epoch_end = true;
   now.elapsed_time = ours->at("elapsed_time").number();
   stop_trigger_fired_ = options.stop_trigger && ours->get<bool>("stop_trigger_fired");
-  if (options.stop_trigger) {
-    try {
-      options.stop_trigger->load_state_dict(ours->at("stop_trigger"));
-    } catch (const state_error& e) {
-      throw e.under("rondo.stop_trigger");
-    }
-  }
-  check_optimizer_types(*ours);
   restored_random_ = ours->at("random");
-  load_gradients(*ours);
 }
 
-// States of different optimizers can look alike (Adam and AdamW do).
 state::dict session::optimizer_types() const {
   state::dict types;
   for (const auto& o : optimizers) types.insert_or_assign(o.name, c10::demangle(typeid(*o.optimizer).name()));
   return types;
 }
 
-void session::check_optimizer_types(const state::value& ours) const {
-  const auto* stored = ours.as<state::dict>().find("optimizer_types");
-  if (stored == nullptr) return;
-  const auto present = optimizer_types();
-  for (const auto& [name, type] : present) {
-    const auto* before = stored->as<state::dict>().find(name);
-    if (before != nullptr && before->as<std::string>() != type.as<std::string>())
-      throw state_error("optimizers." + name.str(), fmt::format("is the state of a {}, the loop has a {}",
-                                                                before->as<std::string>(), type.as<std::string>()));
-  }
-}
-
 // A snapshot inside an accumulation window carries the gradients that wait for the update.
 state::value session::gradients() const {
   if (gradients_of_ == 0) return {};
   state::list all;
-  for (const auto& group : optimizers[0].optimizer->param_groups()) {
-    for (const auto& parameter : group.params()) {
-      auto& stored = all.emplace_back();
-      if (parameter.grad().defined()) stored = parameter.grad().detach();
-    }
+  for (const auto& parameter : parameters_of(optimizers)) {
+    auto& stored = all.emplace_back();
+    if (parameter.grad().defined()) stored = parameter.grad().detach();
   }
   return state::dict{{"iterations", gradients_of_}, {"accumulate", options.accumulate}, {"tensors", std::move(all)}};
 }
 
+// They have been compared with the parameters.
 void session::load_gradients(const state::value& ours) {
-  const auto* stored = ours.as<state::dict>().find("gradients");
-  if (stored == nullptr || stored->is_null()) return;
-  const auto window = stored->get<std::int64_t>("accumulate");
-  if (window != options.accumulate)
-    throw state_error("rondo.gradients",
-                      fmt::format("were gathered with accumulate = {}, now it is {}; go on with the old "
-                                  "number, or from a snapshot at the end of a window",
-                                  window, options.accumulate));
-  const auto& tensors = stored->get<state::list>("tensors");
-  std::vector<at::Tensor> parameters;
-  for (const auto& group : optimizers.at(0).optimizer->param_groups())
-    parameters.insert(parameters.end(), group.params().begin(), group.params().end());
-  if (tensors.size() != parameters.size())
-    throw state_error("rondo.gradients", fmt::format("expected {} tensors, one per parameter, found {}",
-                                                     parameters.size(), tensors.size()));
+  const auto& stored = ours.at("gradients");
+  const auto& tensors = stored.get<state::list>("tensors");
+  const auto parameters = parameters_of(optimizers);
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     if (tensors[i].is_null()) continue;
-    const auto& gradient = tensors[i].as<at::Tensor>();
-    if (gradient.sizes() != parameters[i].sizes())
-      throw state_error(fmt::format("rondo.gradients.{}", i), "has another shape than the parameter");
-    parameters[i].mutable_grad() = gradient.to(parameters[i].device(), parameters[i].scalar_type(), false, true);
+    parameters[i].mutable_grad() =
+        tensors[i].as<at::Tensor>().to(parameters[i].device(), parameters[i].scalar_type(), false, true);
   }
-  gradients_of_ = stored->get<std::int64_t>("iterations");
+  gradients_of_ = stored.get<std::int64_t>("iterations");
 }
 
 }  // namespace rondo::detail

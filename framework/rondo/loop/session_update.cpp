@@ -65,6 +65,8 @@ void session::clip(std::size_t index) {
 }
 
 std::optional<task<>> session::update_now(std::size_t index) {
+  if (state_readers.size() > 0) return update_when_free(index);
+  updated_ = true;
   clip(index);
   gradients_of_ = 0;
   const auto& one = optimizers[index];
@@ -74,6 +76,12 @@ std::optional<task<>> session::update_now(std::size_t index) {
   one.optimizer->step();
   update_open_.reset();
   return events.emit<event::update_completed>(one.name, std::exception_ptr());
+}
+
+task<> session::update_when_free(std::size_t index) {
+  co_await state_readers.empty();
+  auto rest = update_now(index);
+  if (rest) co_await std::move(*rest);
 }
 
 task<> session::update_after(std::size_t index, task<> announced) {

@@ -26,7 +26,8 @@ namespace rondo {
 ///
 /// * a tensor: the loss. The loop calls backward, accumulates, clips and updates the (only) optimizer;
 /// * a `task<>`: does all that itself, with `co_await ctx.update(optimizer)` for each update;
-/// * nothing: does everything by hand, `optimizer.step()` included; no update events are emitted then.
+/// * nothing: does everything by hand, `optimizer.step()` included; no update events are emitted then, and a snapshot that
+///   is still being copied in the background is waited for before the step begins.
 template <class F, class Batch>
 concept training_step = std::invocable<F&, context&, Batch&> &&
     (std::convertible_to<std::invoke_result_t<F&, context&, Batch&>, at::Tensor> ||
@@ -73,6 +74,10 @@ class typed_source final : public batch_source {
     } else {
       return s.learn(std::invoke(step_, ctx, *batch_), data::item_count(*batch_));
     }
+  }
+
+  [[nodiscard]] bool updates_are_managed() const noexcept override {
+    return std::convertible_to<std::invoke_result_t<Step&, context&, batch&>, at::Tensor>;
   }
 
   void advance() override {

@@ -12,6 +12,7 @@
 #include <torch/optim/rmsprop.h>
 #include <torch/optim/sgd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <deque>
@@ -504,6 +505,8 @@ template <class Kind>
 struct loaded {
   std::vector<typename Kind::options> groups;
   state_map states;
+  /// Parameters that keep the state that they have.
+  std::vector<at::Tensor> untouched;
 };
 
 template <class Kind>
@@ -514,8 +517,36 @@ std::int64_t flat_size(const optim::Optimizer& optimizer) {
   return size;
 }
 
+/// Null where the state has nothing about the parameter.
 template <class Kind>
-loaded<Kind> check(const optim::Optimizer& optimizer, const value& state) {
+std::unique_ptr<typename Kind::param_state> read_state(const dict& all, std::int64_t number,
+                                                       const at::Tensor& parameter, std::int64_t all_elements,
+                                                       const typename Kind::options& options) {
+  const std::string path = fmt::format("state.{}", number);
+  const value* saved = all.find(number);
+  if (saved != nullptr && !saved->is<dict>()) throw state_error(path, "expected dict, found " + saved->type_name());
+  if (saved == nullptr || saved->as<dict>().empty()) {
+    // LibTorch's Adagrad makes these in its constructor and cannot step without them.
+    if (std::is_same_v<Kind, adagrad>) throw state_error(path, "is missing; Adagrad has one per parameter");
+    return nullptr;
+  }
+  auto fresh = std::make_unique<typename Kind::param_state>();
+  field_reader fields(saved->as<dict>(), path, parameter, all_elements);
+  Kind::visit_state(fields, *fresh, options);
+  if (Kind::is_empty(*fresh)) return nullptr;
+  return fresh;
+}
+
+template <class Kind>
+bool is_displaced(const at::Tensor& parameter, [[maybe_unused]] const optim::Optimizer& optimizer, const loading& act) {
+  if constexpr (!std::is_same_v<Kind, lbfgs>) return act.is_displaced(parameter);
+  return std::ranges::any_of(optimizer.param_groups().at(0).params(),
+                             [&](const at::Tensor& p) { return act.is_displaced(p); });
+}
+
+/// Throws `state_error` for what is wrong as a whole, and for a parameter's state unless `act` is tolerant.
+template <class Kind>
+loaded<Kind> check(const optim::Optimizer& optimizer, const value& state, loading& act) {
   const dict& root = state.as<dict>();
   const dict& saved_states = get<dict>(root, "state");
   const list& saved_groups = get<list>(root, "param_groups");
@@ -527,6 +558,8 @@ loaded<Kind> check(const optim::Optimizer& optimizer, const value& state) {
   loaded<Kind> result;
   const std::int64_t all_elements = flat_size<Kind>(optimizer);
   std::unordered_set<std::int64_t> known;
+  std::vector<state_error> refused;
+  std::size_t displaced = 0;
   for (std::size_t g = 0; g < groups.size(); ++g) {
     const std::string path = fmt::format("param_groups.{}", g);
     if (!saved_groups[g].is<dict>()) throw state_error(path, "expected dict, found " + saved_groups[g].type_name());
@@ -539,37 +572,45 @@ loaded<Kind> check(const optim::Optimizer& optimizer, const value& state) {
     const auto& parameters = groups[g].params();
     const auto numbers = parameter_numbers(saved, path, parameters.size());
     for (std::size_t i = 0; i < numbers.size(); ++i) {
-      const std::string state_path = fmt::format("state.{}", numbers[i]);
       if (!known.insert(numbers[i]).second)
         throw state_error(path + ".params", fmt::format("parameter {} occurs twice", numbers[i]));
-      const value* saved_state = saved_states.find(numbers[i]);
-      if (saved_state != nullptr && !saved_state->is<dict>())
-        throw state_error(state_path, "expected dict, found " + saved_state->type_name());
-      if (saved_state == nullptr || saved_state->as<dict>().empty()) {
-        // LibTorch's Adagrad makes these in its constructor and cannot step without them.
-        if (std::is_same_v<Kind, adagrad>) throw state_error(state_path, "is missing; Adagrad has one per parameter");
+      if (act.tolerant() && is_displaced<Kind>(parameters[i], optimizer, act)) {
+        ++displaced;
+        result.untouched.push_back(parameters[i]);
         continue;
       }
-      auto fresh = std::make_unique<typename Kind::param_state>();
-      field_reader fields(saved_state->as<dict>(), state_path, parameters[i], all_elements);
-      Kind::visit_state(fields, *fresh, options);
-      if (!Kind::is_empty(*fresh)) result.states[state_key(parameters[i])] = std::move(fresh);
+      try {
+        auto fresh = read_state<Kind>(saved_states, numbers[i], parameters[i], all_elements, options);
+        if (fresh != nullptr) result.states[state_key(parameters[i])] = std::move(fresh);
+      } catch (const state_error& e) {
+        if (!act.tolerant()) throw;
+        refused.push_back(e);
+        result.untouched.push_back(parameters[i]);
+      }
     }
     result.groups.push_back(std::move(options));
   }
   for (const auto& [number, unused] : saved_states)
     if (!number.is_integer() || !known.contains(number.integer()))
       throw state_error("state." + number.str(), "no parameter group lists this parameter");
+  for (const auto& e : refused) act.mismatched(e);
+  if (displaced > 0)
+    act.mismatched("state", fmt::format("{} of {} parameters were not loaded, or have another place in the module than "
+                                        "when the state was saved; their state in the optimizer starts afresh",
+                                        displaced, known.size()));
   return result;
 }
 
 template <class Kind>
-std::function<void()> prepare(optim::Optimizer& optimizer, const value& state) {
+std::function<void()> prepare(optim::Optimizer& optimizer, const value& state, loading& act) {
   // Shared, because a std::function must be copyable and the states are not.
-  auto checked = std::make_shared<decltype(check<Kind>(optimizer, state))>(check<Kind>(optimizer, state));
+  auto checked = std::make_shared<loaded<Kind>>(check<Kind>(optimizer, state, act));
   return [&optimizer, checked] {
     for (std::size_t g = 0; g < checked->groups.size(); ++g)
       dynamic_cast<typename Kind::options&>(optimizer.param_groups()[g].options()) = std::move(checked->groups[g]);
+    for (const at::Tensor& parameter : checked->untouched)
+      if (const auto present = optimizer.state().find(state_key(parameter)); present != optimizer.state().end())
+        checked->states[state_key(parameter)] = std::move(present->second);
     optimizer.state() = std::move(checked->states);
   };
 }
@@ -580,13 +621,20 @@ dict optimizer_state(const optim::Optimizer& optimizer) {
   return with_kind(optimizer, [&]<class Kind>() { return save<Kind>(optimizer); });
 }
 
-std::function<void()> prepare_optimizer_load(optim::Optimizer& optimizer, const value& state) {
+std::function<void()> prepare_optimizer_load(optim::Optimizer& optimizer, const value& state, loading& act) {
   const c10::AutoGradMode no_grad(false);
-  return with_kind(optimizer, [&]<class Kind>() { return prepare<Kind>(optimizer, state); });
+  try {
+    return with_kind(optimizer, [&]<class Kind>() { return prepare<Kind>(optimizer, state, act); });
+  } catch (const state_error& e) {
+    act.mismatched(e);
+    return [] {};
+  }
 }
 
 void load_optimizer_state(optim::Optimizer& optimizer, const value& state) {
-  prepare_optimizer_load(optimizer, state)();
+  const c10::AutoGradMode no_grad(false);
+  loading strict(load_options{});
+  with_kind(optimizer, [&]<class Kind>() { return prepare<Kind>(optimizer, state, strict); })();
 }
 
 }  // namespace rondo::state

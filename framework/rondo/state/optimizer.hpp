@@ -4,6 +4,7 @@
 
 #include <functional>
 
+#include "rondo/state/loading.hpp"
 #include "rondo/state/value.hpp"
 
 namespace rondo::state {
@@ -30,8 +31,16 @@ namespace rondo::state {
 /// changed nothing. To be called where nobody else uses the optimizer.
 void load_optimizer_state(torch::optim::Optimizer& optimizer, const value& state);
 
-/// The checks of `load_optimizer_state` now, the change when the result is called (once), which does not throw for
-/// reasons of the state: for loading several objects together or not at all. The optimizer must live until then.
-[[nodiscard]] std::function<void()> prepare_optimizer_load(torch::optim::Optimizer& optimizer, const value& state);
+/// The checks of `load_optimizer_state` now, with the first thing that does not fit told to `act`; the change when the
+/// result is called (once), which does not throw for reasons of the state: for loading several objects together or not
+/// at all. The optimizer must live until then.
+///
+/// A tolerant `act` still needs the same kind of optimizer, and as many groups and parameters in each: the state knows
+/// parameters by their place only, so that otherwise nobody could tell whose values are whose. Then the settings of the
+/// groups are taken, and the state of every parameter whose own fits and that `act` does not know as displaced (LBFGS,
+/// which has one state for all parameters: none displaced). The other parameters keep the state that they have, which
+/// is none in a fresh optimizer. If even that is not given, the whole optimizer stays as it is. Both are told to `act`.
+[[nodiscard]] std::function<void()> prepare_optimizer_load(torch::optim::Optimizer& optimizer, const value& state,
+                                                           loading& act);
 
 }  // namespace rondo::state

@@ -10,6 +10,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "rondo/state/loading.hpp"
 #include "rondo/state/module.hpp"
 #include "rondo/state/optimizer.hpp"
 #include "rondo/state/value.hpp"
@@ -27,7 +28,9 @@ concept stateful = requires(const T& object, T& target, const value& v) {
 };
 
 /// How an object of type `T` is saved and loaded. Defined for stateful types, modules and optimizers. Specialize it
-/// with `static value save(const T&)` and `static void load(T&, const value&)` for a type that you cannot change.
+/// with `static value save(const T&)` and `static void load(T&, const value&)` for a type that you cannot change. An
+/// adapter that has `static std::function<void()> prepare(T&, const value&, loading&)` as well, which compares and
+/// leaves the change to its result, follows `load_options`; without it they mean nothing to the type.
 template <class T>
 struct adapter {};
 
@@ -42,6 +45,9 @@ template <class T>
 struct adapter<T> {
   static value save(const T& module) { return module_state(module); }
   static void load(T& module, const value& v) { load_module_state(module, v); }
+  static std::function<void()> prepare(T& module, const value& v, loading& act) {
+    return prepare_module_load(module, v, act);
+  }
 };
 
 template <class T>
@@ -49,6 +55,9 @@ template <class T>
 struct adapter<T> {
   static value save(const T& optimizer) { return optimizer_state(optimizer); }
   static void load(T& optimizer, const value& v) { load_optimizer_state(optimizer, v); }
+  static std::function<void()> prepare(T& optimizer, const value& v, loading& act) {
+    return prepare_optimizer_load(optimizer, v, act);
+  }
 };
 
 /// A type that an `adapter` knows how to save and load.
@@ -56,6 +65,12 @@ template <class T>
 concept storable = requires(const T& object, T& target, const value& v) {
   { adapter<T>::save(object) } -> std::convertible_to<value>;
   adapter<T>::load(target, v);
+};
+
+/// A storable type that follows `load_options`: modules and optimizers.
+template <class T>
+concept comparable_with_state = storable<T> && requires(T& target, const value& v, loading& act) {
+  { adapter<T>::prepare(target, v, act) } -> std::convertible_to<std::function<void()>>;
 };
 
 /// A `torch::nn::ModuleHolder`, such as `torch::nn::Linear`.
@@ -80,15 +95,15 @@ void load(T& object, const value& v) {
 class stateful_ref {
  public:
   template <class T>
-    requires storable<T> stateful_ref(T& object)
-        : save_([&object] { return value(adapter<T>::save(object)); }),
-          load_([&object](const value& v) { adapter<T>::load(object, v); }) {}
+    requires storable<T> stateful_ref(T& object) : save_([&object] { return value(adapter<T>::save(object)); }) {
+      load_by<T>([&object]() -> T& { return object; });
+    }
 
     template <class T>
       requires storable<T> stateful_ref(std::shared_ptr<T> object) {
         if (object == nullptr) throw state_error("", "cannot save or load a null pointer");
         save_ = [object] { return value(adapter<T>::save(*object)); };
-        load_ = [object](const value& v) { adapter<T>::load(*object, v); };
+        load_by<T>([object]() -> T& { return *object; });
       }
 
     /// Throws `state_error` for a holder that holds nothing.
@@ -102,12 +117,36 @@ class stateful_ref {
 
     /// The object's state, which may alias live tensors.
     [[nodiscard]] value save() const { return save_(); }
-    /// Gives `v` to the object. Throws `state_error` when it does not fit.
-    void load(const value& v) const { load_(v); }
+    /// Gives `v` to the object. Throws `state_error` when it does not fit. `options` are those of modules and
+    /// optimizers; other types, which compare the state themselves, ignore them.
+    void load(const value& v, const load_options& options = {}) const {
+      loading act(options);
+      const auto apply = prepare(v, act);
+      act.require_fit();
+      apply();
+      act.report();
+    }
+    /// Compares `v` with the object if `compares()`, telling `act` what does not fit. The result gives it to the object,
+    /// and may throw `state_error` if not `compares()`. `v` must live until then.
+    [[nodiscard]] std::function<void()> prepare(const value& v, loading& act) const {
+      if (prepare_) return prepare_(v, act);
+      return [load = load_, &v] { load(v); };
+    }
+    /// Whether the object can be compared with a state before it takes it, as modules and optimizers can.
+    [[nodiscard]] bool compares() const noexcept { return static_cast<bool>(prepare_); }
 
    private:
+    template <class T, class Get>
+    void load_by(Get get) {
+      if constexpr (comparable_with_state<T>)
+        prepare_ = [get](const value& v, loading& act) { return adapter<T>::prepare(get(), v, act); };
+      else
+        load_ = [get](const value& v) { adapter<T>::load(get(), v); };
+    }
+
     std::function<value()> save_;
-    std::function<void(const value&)> load_;
+    std::function<void(const value&)> load_;                             // one of these two
+    std::function<std::function<void()>(const value&, loading&)> prepare_;
 };
 
 }  // namespace rondo::state

@@ -9,12 +9,12 @@
 #include <string>
 #include <string_view>
 #include <type_traits>
-#include <unordered_map>
 #include <utility>
 #include <variant>
 #include <vector>
 
 #include "rondo/error.hpp"
+#include "rondo/state/position_index.hpp"
 
 /// The state tree: what `state_dict()` returns and a checkpoint file holds. It has the shapes of Python's plain
 /// objects (None, bool, int, float, str, bytes, list, tuple, dict) plus tensors. The kind of tensor is a parameter,
@@ -92,7 +92,10 @@ class basic_dict {
 
   [[nodiscard]] std::size_t size() const noexcept { return items_.size(); }
   [[nodiscard]] bool empty() const noexcept { return items_.empty(); }
-  void reserve(std::size_t n) { items_.reserve(n); }
+  void reserve(std::size_t n) {
+    items_.reserve(n);
+    if (n > linear_limit) index_.reserve(n);
+  }
   const_iterator begin() const noexcept { return items_.begin(); }
   const_iterator end() const noexcept { return items_.end(); }
   iterator begin() noexcept { return items_.begin(); }
@@ -101,23 +104,20 @@ class basic_dict {
   friend bool operator==(const basic_dict& a, const basic_dict& b) { return a.items_ == b.items_; }
 
  private:
-  static constexpr std::size_t npos = static_cast<std::size_t>(-1);
+  static constexpr std::size_t npos = position_index::npos;
   static constexpr std::size_t linear_limit = 12;  // below this a scan is faster than a hash
 
   [[nodiscard]] std::size_t index_of(const key& k) const {
-    if (index_.empty()) {
-      for (std::size_t i = 0; i < items_.size(); ++i)
-        if (items_[i].first == k) return i;
-      return npos;
-    }
-    const auto it = index_.find(k);
-    return it == index_.end() ? npos : it->second;
+    if (!index_.empty()) return index_.find(key_hash()(k), [&](std::size_t i) { return items_[i].first == k; });
+    for (std::size_t i = 0; i < items_.size(); ++i)
+      if (items_[i].first == k) return i;
+    return npos;
   }
 
   void append(key k, basic_value<Tensor> v);
 
   std::vector<value_type> items_;
-  std::unordered_map<key, std::size_t, key_hash> index_;
+  position_index index_;
 };
 
 /// One node of the tree.
@@ -265,11 +265,8 @@ template <class Tensor>
 void basic_dict<Tensor>::append(key k, basic_value<Tensor> v) {
   items_.emplace_back(std::move(k), std::move(v));
   if (items_.size() <= linear_limit) return;
-  if (index_.empty()) {
-    for (std::size_t i = 0; i < items_.size(); ++i) index_.emplace(items_[i].first, i);
-  } else {
-    index_.emplace(items_.back().first, items_.size() - 1);
-  }
+  for (std::size_t i = index_.empty() ? 0 : items_.size() - 1; i < items_.size(); ++i)
+    index_.insert(key_hash()(items_[i].first), i);
 }
 
 }  // namespace rondo::state

@@ -14,6 +14,7 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <thread>
 
 #include "rondo/error.hpp"
 
@@ -50,14 +51,15 @@ class names_in_use {
 };
 
 names_in_use& in_use() {
-  static names_in_use names;
+  // Never destroyed: a thread that was given up may still be writing when the program ends.
+  static auto& names = *new names_in_use;
   return names;
 }
 
-std::string temporary_name(const path& target) {
+std::string temporary_name(const path& target, pid_t process = ::getpid()) {
   std::random_device random;
   const auto number = (std::uint64_t{random()} << 32U) | random();
-  return fmt::format(".{}{}{}-{:016x}", target.filename().string(), marker, ::getpid(), number);
+  return fmt::format(".{}{}{}-{:016x}", target.filename().string(), marker, process, number);
 }
 
 // The process that made a temporary name, or nothing when the name is not one of ours.
@@ -171,11 +173,19 @@ write_receipt write_atomically(file_system& files, const path& target, std::uint
   const auto started = clock::now();
   const auto file = files.create(unfinished.file(), expected_size);
   unfinished.exists();
-  produce([&](std::span<const std::byte> bytes) {
+  const auto count = [&](std::span<const std::byte> bytes) {
     receipt.bytes += bytes.size();
     if (receipt.bytes > expected_size) refuse_size(target, expected_size, receipt.bytes);
+  };
+  const auto append = [&](std::span<const std::byte> bytes) {
+    count(bytes);
     file->append(bytes);
-  });
+  };
+  const auto append_stable = [&](std::span<const std::byte> bytes) {
+    count(bytes);
+    file->append_stable(bytes);
+  };
+  produce(append_function(append, append_stable));
   if (receipt.bytes != expected_size) refuse_size(target, expected_size, receipt.bytes);
   const auto written = clock::now();
   file->sync();
@@ -218,6 +228,47 @@ std::vector<path> remove_stale_temporaries(file_system& files, const path& direc
     if (files.remove(directory / entry.name)) removed.push_back(directory / entry.name);
   }
   return removed;
+}
+
+std::vector<live_temporary> live_temporaries(file_system& files, const path& directory) {
+  std::vector<live_temporary> found;
+  for (const auto& entry : files.list(directory)) {
+    const auto process = entry.kind == file_kind::regular ? maker_of(entry.name) : std::nullopt;
+    if (process && *process != ::getpid() && runs(*process)) found.push_back({directory / entry.name, *process});
+  }
+  return found;
+}
+
+std::vector<live_temporary> wait_for_live_temporaries(file_system& files, const path& directory,
+                                                      clock::duration limit) {
+  constexpr std::chrono::milliseconds between_looks(10);
+  const auto end = clock::now() + limit;
+  auto found = live_temporaries(files, directory);
+  while (!found.empty() && clock::now() < end) {
+    std::this_thread::sleep_for(between_looks);
+    found = live_temporaries(files, directory);
+  }
+  return found;
+}
+
+path announce_writing(file_system& files, const path& target, pid_t process) {
+  const auto announcement = directory_of(target) / temporary_name(target, process);
+  try {
+    files.create(announcement, 0)->close();
+  } catch (const io_error&) {
+    return {};
+  }
+  return announcement;
+}
+
+void remove_temporaries_of(file_system& files, const path& target, pid_t process) {
+  const auto directory = directory_of(target);
+  if (files.kind(directory) != file_kind::directory) return;
+  const auto beginning = fmt::format(".{}{}{}-", target.filename().string(), marker, process);
+  for (const auto& entry : files.list(directory)) {
+    const bool theirs = maker_of(entry.name) == process && entry.name.starts_with(beginning);
+    if (theirs && entry.kind == file_kind::regular) files.remove(directory / entry.name);
+  }
 }
 
 }  // namespace rondo::writing

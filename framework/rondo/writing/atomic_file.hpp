@@ -1,18 +1,46 @@
 #pragma once
 
+#include <sys/types.h>
+
+#include <chrono>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <span>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "rondo/writing/file_system.hpp"
 
 namespace rondo::writing {
 
-/// Takes the next bytes of a file. The span is used during the call only.
-using append_function = std::function<void(std::span<const std::byte>)>;
+/// Takes the next bytes of a file.
+class append_function {
+ public:
+  using function = std::function<void(std::span<const std::byte>)>;
+
+  /// Makes no difference between bytes that are stable and others.
+  template <class F>
+    requires(!std::same_as<std::remove_cvref_t<F>, append_function> &&
+             std::is_invocable_v<const std::remove_cvref_t<F>&, std::span<const std::byte>>)
+  append_function(F&& append) : append_(std::forward<F>(append)) {}
+
+  append_function(function append, function stable) : append_(std::move(append)), stable_(std::move(stable)) {}
+
+  /// The span is used during the call only.
+  void operator()(std::span<const std::byte> bytes) const { append_(bytes); }
+
+  /// Saves a copy, where that can be saved: the bytes must stay as they are until the file is finished, that is until
+  /// the function returns or throws that has called the producer.
+  void stable(std::span<const std::byte> bytes) const { stable_ ? stable_(bytes) : append_(bytes); }
+
+ private:
+  function append_;
+  function stable_;
+};
 
 /// Hands the content of a file to `append`, piece by piece, in order.
 using producer = std::function<void(const append_function& append)>;
@@ -60,5 +88,31 @@ write_receipt write_atomically_by_path(file_system& files, const path& target, c
 ///
 /// Processes on other hosts cannot be seen: call it while holding the directory_lock and before other hosts write.
 std::vector<path> remove_stale_temporaries(file_system& files, const path& directory);
+
+/// A file under a temporary name, and the living process in whose name it is.
+struct live_temporary {
+  path file;
+  pid_t process = 0;
+};
+
+/// The temporaries in `directory` whose processes run on this host: other ones than this. Throws io_error.
+[[nodiscard]] std::vector<live_temporary> live_temporaries(file_system& files, const path& directory);
+
+/// Waits, blocking, until no other living process has temporaries in `directory`: a helper process may still be
+/// writing what a trainer handed over before it died (writers::process). Returns what is left at the end of `limit`:
+/// nothing, or the files of a process that hangs, or that only has the number of the one that made them. Throws
+/// io_error.
+///
+/// Call it while holding the directory_lock, before choosing a file to resume from.
+[[nodiscard]] std::vector<live_temporary> wait_for_live_temporaries(file_system& files, const path& directory,
+                                                                    std::chrono::steady_clock::duration limit);
+
+/// Makes an empty temporary for `target` in the name of another process, which will write that file: from now on until
+/// it removes the file or ends, live_temporaries tells of it. Returns the path, which is empty when it cannot be made,
+/// for example because the directory does not exist yet.
+[[nodiscard]] path announce_writing(file_system& files, const path& target, pid_t process);
+
+/// Removes all temporaries for `target` in the name of `process`, which must have ended. Throws io_error.
+void remove_temporaries_of(file_system& files, const path& target, pid_t process);
 
 }  // namespace rondo::writing

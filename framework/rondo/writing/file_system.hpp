@@ -35,9 +35,14 @@ class output_file {
   output_file& operator=(const output_file&) = delete;
   virtual ~output_file() = default;
 
-  /// Adds `bytes` at the end. Small pieces are gathered, so an error may surface at a later call.
+  /// Adds `bytes` at the end. Small pieces are gathered, and large files are written while the next pieces are
+  /// produced, so an error may surface at a later call.
   /// Throws io_error; when the disk is full it says how much was needed and how much there is.
   virtual void append(std::span<const std::byte> bytes) = 0;
+
+  /// The same for bytes that stay as they are until `sync` or `close` has returned or the file is destroyed: they may
+  /// be written later, straight from where they are.
+  virtual void append_stable(std::span<const std::byte> bytes) { append(bytes); }
 
   /// Returns once all bytes appended so far are on stable storage. The name of the file is not: see
   /// file_system::sync_directory. Throws io_error.
@@ -88,7 +93,9 @@ class file_system {
 };
 
 /// The file system of the operating system. Data bypasses the page cache (O_DIRECT) in chunks of 8 MiB where the file
-/// system allows it, and goes through it elsewhere; interrupted and short writes are completed.
+/// system allows it, and goes through it elsewhere; interrupted and short writes are completed. A file of more than
+/// 16 MiB is written by a thread of its own, up to two chunks behind those who append; it ends with the file. For bytes
+/// that are not stable it needs 24 MiB, which are kept for the next file.
 [[nodiscard]] std::shared_ptr<file_system> posix_file_system();
 
 /// Creates `directory` and whatever is missing above it, so that it survives a power loss: each parent is synced after

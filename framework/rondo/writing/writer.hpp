@@ -1,15 +1,19 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string_view>
 #include <utility>
 
 #include "rondo/async/task.hpp"
+#include "rondo/error.hpp"
 #include "rondo/writing/atomic_file.hpp"
+#include "rondo/writing/staging.hpp"
 
 namespace rondo::writing {
 
-/// One file to write. Either `produce` hands over exactly `size` bytes, or `save` writes the file by itself.
+/// One file to write, in one of three forms: `produce` hands over exactly `size` bytes; `save` writes the file by
+/// itself; `image` is the file in staging memory that came from the writer's own `memory()`.
 class write_request {
  public:
   /// `produce` and what it refers to must stay valid until the write completes.
@@ -19,10 +23,21 @@ class write_request {
   /// For a user's own serializer, whose size nobody knows beforehand.
   write_request(path file, path_producer serializer) : target(std::move(file)), save(std::move(serializer)) {}
 
+  /// For a writer with memory.
+  write_request(path file, file_image staged)
+      : target(std::move(file)), size(staged.size()), image(std::move(staged)) {}
+
   path target;
   std::uint64_t size = 0;
   producer produce;
   path_producer save;
+  std::optional<file_image> image;
+};
+
+/// Thrown by `writer::write` for a file that was never begun because a newer one took its place (`when_full::replace`).
+class write_superseded : public error {
+ public:
+  using error::error;
 };
 
 /// Brings files to disk: whole, durable and under their names, or not at all (see write_atomically). Writers differ in
@@ -43,6 +58,11 @@ class writer {
 
   /// The name of the kind of writer, as options and messages spell it.
   [[nodiscard]] virtual std::string_view name() const = 0;
+
+  /// Where the state is copied to, so that training can go on while this writer works; it is then given `image`
+  /// requests. nullptr (default): the writer takes the bytes from live memory, and training waits until `write`
+  /// completes. The memory lives as long as the writer.
+  [[nodiscard]] virtual staging* memory() noexcept { return nullptr; }
 };
 
 }  // namespace rondo::writing

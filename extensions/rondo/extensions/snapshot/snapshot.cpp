@@ -2,21 +2,29 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
+#include <map>
 #include <optional>
 
 #include "rondo/event/interval.hpp"
+#include "rondo/event/when.hpp"
+#include "rondo/extensions/snapshot/resuming.hpp"
 #include "rondo/extensions/snapshot/snapshot_directory.hpp"
 #include "rondo/extensions/snapshot/snapshot_file.hpp"
+#include "rondo/extensions/snapshot/taker.hpp"
 #include "rondo/log.hpp"
+#include "rondo/state/loading.hpp"
 
 namespace rondo {
 
 namespace {
 
-using clock = std::chrono::steady_clock;
+using several_targets = std::vector<std::pair<std::string, state::stateful_ref>>;
+using name_callable = std::function<std::string(const context&)>;
 
-double seconds_since(clock::time_point start) { return std::chrono::duration<double>(clock::now() - start).count(); }
+// How long the helper process of an earlier run may go on before this one resumes without its file.
+constexpr auto patience = std::chrono::minutes(1);
 
 std::vector<writing::name_field> name_fields() {
   using kind = writing::name_field::kind;
@@ -49,18 +57,43 @@ class snapshot_extension {
     if (const auto* text = std::get_if<std::string>(&options_.filename)) names_.emplace(*text, name_fields());
     require_iteration_in_name();
     if (!options_.writer) options_.writer = writers::simple();
+    if (options_.n_retains != -1) options_.retain = rondo::retain::last(options_.n_retains);
   }
 
   void attach(context& ctx) {
+    ctx_ = &ctx;
     directory_.emplace(ctx.out(), ctx.name(), names_, !options_.savefun);
-    if (!options_.autoload) warn_about_earlier_run();
-    if (options_.autoload) ctx.on<event::restoring>([this, &ctx]() -> task<> { return autoload(ctx); });
-    ctx.when_due([this, &ctx]() -> task<> { return take(ctx); });
-    if (options_.snapshot_on_error) ctx.on<event::failed>([this, &ctx]() -> task<> { return take_after_error(ctx); });
-    ctx.on_end<event::training_completed>([this]() -> task<> { return options_.writer->close(); });
+    taker_.emplace(ctx, taker_settings());
+    metrics_.clear();
+    cost_.reset();
+    taken_at_ = -1;
+    trained_ = false;
+    if (!options_.autoload && !options_.resume_from) warn_about_earlier_run();
+    if (options_.autoload || options_.resume_from) ctx.on<event::restoring>([this]() -> task<> { return restore(); });
+    ctx.on<event::iteration_completed>([this] { after_iteration(); });
+    ctx.when_due([this]() -> task<> { return take_when_due(); });
+    ctx.on<event::iteration_completed>(when([this] { return wanted_besides(); }),
+                                       [this]() -> task<> { return take_regular(); });
+    if (saves_loop()) ctx.on<event::snapshot_requested>([this]() -> task<> { return take_on_request(); });
+    if (options_.snapshot_on_error) ctx.on<event::failed>([this]() -> task<> { return take_after_error(); });
+    if (options_.report) ctx.on<event::iteration_started>([this] { report(); });
+    ctx.on_end<event::training_completed>([this](const event::training_completed& e) -> task<> { return finish(e); });
+  }
+
+  /// The last values of the observations that the retention policy ranks by.
+  [[nodiscard]] state::value state_dict() const {
+    state::dict values;
+    for (const auto& [key, value] : metrics_) values.insert_or_assign(key, value);
+    return values;
+  }
+  void load_state_dict(const state::value& state) {
+    metrics_.clear();
+    for (const auto& [key, value] : state.as<state::dict>()) metrics_[key.str()] = value.number();
   }
 
  private:
+  // ---- options -----------------------------------------------------------------------------------------------------
+
   void validate() const {
     if (options_.savefun && options_.writer)
       throw option_error("savefun", "given together with writer '" + std::string(options_.writer->name()) + "'",
@@ -70,9 +103,15 @@ class snapshot_extension {
     if (options_.savefun && options_.autoload && !options_.loadfun)
       throw option_error("autoload", "true with a savefun, but without a loadfun",
                          "a loadfun that reads what savefun writes");
+    if (options_.savefun && options_.verify)
+      throw option_error("verify", "true with a savefun", "Rondo's own format: only its files carry checksums");
     if (options_.n_retains != -1 && options_.n_retains < 1)
       throw option_error("n_retains", fmt::format("{}", options_.n_retains), "1 or more, or -1 to keep all snapshots");
-    const auto* callable = std::get_if<std::function<std::string(const context&)>>(&options_.filename);
+    if (options_.n_retains != -1 && options_.retain)
+      throw option_error("n_retains", "given together with retain", "one of the two: n_retains is retain::last(n)");
+    if (options_.resume_from && options_.resume_from->empty())
+      throw option_error("resume_from", "\"\"", "the path of a snapshot");
+    const auto* callable = std::get_if<name_callable>(&options_.filename);
     if (callable != nullptr && !*callable)
       throw option_error("filename", "an empty function",
                          "a template such as snapshot_iter_{iteration}, or a callable");
@@ -80,39 +119,172 @@ class snapshot_extension {
 
   /// Files of a user's own serialization say nothing about themselves but their names.
   void require_iteration_in_name() const {
-    const bool ordered = options_.autoload || options_.n_retains != -1;
+    const bool ordered = options_.autoload || options_.n_retains != -1 || options_.retain;
     if (!options_.savefun || !ordered || (names_ && names_->has_field("iteration"))) return;
     throw option_error(
         "filename", names_ ? names_->text() : "a callable",
-        "a template with {iteration} when savefun is combined with autoload or n_retains, because only the "
+        "a template with {iteration} when savefun is combined with autoload or retention, because only the "
         "name tells such files apart");
   }
 
-  [[nodiscard]] std::string file_name(const context& ctx) const {
-    if (names_) return names_->format(values_of(ctx));
-    return checked_plain_name(std::get<std::function<std::string(const context&)>>(options_.filename)(ctx));
+  [[nodiscard]] std::string file_name() const {
+    if (names_) return names_->format(values_of(*ctx_));
+    return checked_plain_name(std::get<name_callable>(options_.filename)(*ctx_));
   }
 
-  [[nodiscard]] state::value target_state(const context& ctx) const {
+  // ---- the target --------------------------------------------------------------------------------------------------
+
+  [[nodiscard]] bool saves_loop() const { return std::holds_alternative<std::monostate>(options_.target); }
+
+  [[nodiscard]] state::value target_state() const {
     if (const auto* object = std::get_if<state::stateful_ref>(&options_.target)) return object->save();
-    if (const auto* several = std::get_if<std::vector<std::pair<std::string, state::stateful_ref>>>(&options_.target)) {
+    if (const auto* several = std::get_if<several_targets>(&options_.target)) {
       state::dict all;
       for (const auto& [key, object] : *several) all.insert_or_assign(key, object.save());
       return all;
     }
-    return ctx.state_dict();
+    return ctx_->state_dict();
   }
 
-  void load_target(context& ctx, const state::value& state) const {
+  void load_target(const state::value& state) const {
     if (const auto* object = std::get_if<state::stateful_ref>(&options_.target)) {
-      object->load(state);
-    } else if (const auto* several =
-                   std::get_if<std::vector<std::pair<std::string, state::stateful_ref>>>(&options_.target)) {
-      for (const auto& [key, object] : *several) object.load(state.at(key));
+      object->load(state, options_.load);
+    } else if (const auto* several = std::get_if<several_targets>(&options_.target)) {
+      load_several(*several, state);
     } else {
-      ctx.load_state_dict(state);
+      ctx_->load_state_dict(state, options_.load);
     }
   }
+
+  /// All or none of those that can be compared beforehand, with names that are looked for in all of them.
+  void load_several(const several_targets& targets, const state::value& state) const {
+    state::loading act(options_.load, "the snapshot");
+    std::vector<std::function<void()>> changes;
+    for (const auto& [key, object] : targets) {
+      const auto inside = act.within(key, key);
+      changes.push_back(object.prepare(state.at(key), act));
+    }
+    act.require_fit();
+    for (const auto& apply : changes) apply();
+    act.report();
+  }
+
+  // ---- taking ------------------------------------------------------------------------------------------------------
+
+  extensions::snapshot_taker::settings taker_settings() {
+    extensions::snapshot_taker::settings s;
+    s.writer = options_.writer;
+    s.save = options_.savefun;
+    s.collect = [this] { return target_state(); };
+    s.whole_loop = saves_loop();
+    s.verify = options_.verify;
+    s.check = [this](const std::filesystem::path& path) { refuse_other_owner(path); };
+    s.durable = [this](const extensions::snapshot_progress& done) { is_durable(done); };
+    s.failed = [this](const extensions::snapshot_progress& done) { has_failed(done); };
+    return s;
+  }
+
+  [[nodiscard]] extensions::snapshot_order order(const std::string& suffix, bool mid_iteration) {
+    auto info = extensions::snapshot_info_of(ctx_->name(), ctx_->iteration(), ctx_->epoch(), mid_iteration);
+    info.metrics = metrics_;
+    return {ctx_->out() / (file_name() + suffix), std::move(info)};
+  }
+
+  task<> take_when_due() {
+    if (options_.condition && !options_.condition()) co_return;
+    co_await take_regular();
+  }
+
+  void after_iteration() {
+    trained_ = true;
+    remember_metrics();
+    taker_->prepare();
+  }
+
+  void remember_metrics() {
+    if (!options_.retain) return;
+    for (const auto& key : options_.retain->metrics())
+      if (const auto* found = ctx_->reported().find(key)) metrics_[key] = found->value();
+  }
+
+  /// Whether a snapshot is due at the end of this iteration although the trigger has not said so.
+  [[nodiscard]] bool wanted_besides() const {
+    return (saves_loop() && ctx_->snapshot_wanted()) || (options_.final && ctx_->stop_requested());
+  }
+
+  task<> take_regular() {
+    if (taken_at_ == ctx_->execution()) co_return;
+    taken_at_ = ctx_->execution();
+    auto regular = order("", false);
+    regular.insist = ctx_->stop_requested();  // there will be no other
+    co_await taker_->take(std::move(regular));
+  }
+
+  task<> take_on_request() {
+    const bool in_the_middle = ctx_->mid_iteration();
+    auto wanted = order(in_the_middle ? ".mid_iteration" : "", in_the_middle);
+    wanted.insist = wanted.awaited = true;
+    co_await taker_->take(std::move(wanted));
+  }
+
+  task<> take_after_error() {
+    auto last = order(".error", true);
+    last.insist = last.awaited = true;
+    const auto path = last.path;
+    co_await taker_->take(std::move(last));
+    log::warn(
+        fmt::format("training failed; its last state, taken in the middle of an iteration, is in '{}'", path.string()));
+  }
+
+  task<> finish(const event::training_completed& e) {
+    // A signal may have stopped training between two iterations.
+    const bool missing = options_.final && !e.error && trained_ && taken_at_ != ctx_->execution();
+    std::exception_ptr error;
+    try {
+      if (missing) co_await take_regular();
+    } catch (...) {
+      error = std::current_exception();
+    }
+    co_await taker_->finish();
+    co_await options_.writer->close();
+    if (error) std::rethrow_exception(error);
+  }
+
+  /// Two extensions that write under one name would replace each other's files.
+  void refuse_other_owner(const std::filesystem::path& path) const {
+    const auto owner = directory_->other_owner(path);
+    if (owner && ctx_->has_extension(*owner))
+      throw snapshot_error(fmt::format(
+          "'{}' is a snapshot that the extension '{}' made; give this one another filename", path.string(), *owner));
+  }
+
+  void is_durable(const extensions::snapshot_progress& done) {
+    const auto& info = done.order.info;
+    if (options_.retain && !info.mid_iteration) directory_->retain(*options_.retain, info.iteration, done.order.path);
+    if (options_.report) cost_ = {done.receipt.bytes, done.stall_seconds, done.total_seconds};
+  }
+
+  void has_failed(const extensions::snapshot_progress& done) const {
+    if (options_.on_failure == snapshot_failure::fail) std::rethrow_exception(done.error);
+    try {
+      std::rethrow_exception(done.error);
+    } catch (const std::exception& e) {
+      log::error(fmt::format("the snapshot '{}' failed, training goes on: {}", done.order.path.string(), e.what()));
+    }
+  }
+
+  void report() {
+    if (!cost_) return;
+    const auto key = [this](const char* what) { return ctx_->name() + "/" + what; };
+    ctx_->report(key("bytes"), static_cast<double>(cost_->bytes));
+    ctx_->report(key("stall_seconds"), cost_->stall_seconds);
+    ctx_->report(key("total_seconds"), cost_->total_seconds);
+    const auto* memory = options_.writer->memory();
+    ctx_->report(key("memory"), memory != nullptr ? static_cast<double>(memory->peak_bytes()) : 0.0);
+    cost_.reset();
+  }
+
+  // ---- resuming ----------------------------------------------------------------------------------------------------
 
   /// Snapshots that this run does not go on from would win over its own at the next autoload.
   void warn_about_earlier_run() {
@@ -124,130 +296,47 @@ class snapshot_extension {
         earlier.front().path.parent_path().string(), earlier.size(), earlier.front().iteration));
   }
 
-  // ---- taking
-  // --------------------------------------------------------------------------------------------------------
-
-  task<> take(context& ctx) {
-    if (options_.condition && !options_.condition()) co_return;
-    const auto path = ctx.out() / file_name(ctx);
-    co_await write(ctx, path, false);
-    if (options_.n_retains != -1) directory_->retain(options_.n_retains, ctx.iteration(), path);
-  }
-
-  task<> take_after_error(context& ctx) {
-    const auto path = ctx.out() / (file_name(ctx) + ".error");
-    co_await write(ctx, path, true);
-    log::warn(
-        fmt::format("training failed; its last state, taken in the middle of an iteration, is in '{}'", path.string()));
-  }
-
-  /// One snapshot from `snapshot_started` to `snapshot_completed`, which is emitted on failure too.
-  task<> write(context& ctx, std::filesystem::path path, bool mid_iteration) {
-    const auto start = clock::now();
-    writing::write_receipt receipt;
-    double capture_seconds = 0.0;
-    std::exception_ptr error;
-    try {
-      auto rest = ctx.emit<event::snapshot_started>(path, ctx.iteration());
-      if (rest) co_await std::move(*rest);
-      refuse_other_owner(ctx, path);
-      const auto state = target_state(ctx);
-      if (options_.savefun) {
-        writing::write_request request(
-            path, [&](const std::filesystem::path& temporary) { options_.savefun(temporary, state); });
-        capture_seconds = seconds_since(start);
-        receipt = co_await by_name_->write(std::move(request));
-      } else {
-        const extensions::snapshot_file file(
-            state, extensions::snapshot_info_of(ctx.name(), ctx.iteration(), ctx.epoch(), mid_iteration));
-        writing::write_request request = file.request(path);
-        capture_seconds = seconds_since(start);
-        receipt = co_await options_.writer->write(std::move(request));
-      }
-    } catch (...) {
-      error = std::current_exception();
-    }
-    const double commit_seconds = receipt.sync_seconds + receipt.commit_seconds;
-    try {
-      auto rest =
-          ctx.emit<event::snapshot_completed>(path, ctx.iteration(), receipt.bytes, capture_seconds,
-                                              receipt.write_seconds, commit_seconds, seconds_since(start), error);
-      if (rest) co_await std::move(*rest);
-    } catch (const std::exception& second) {
-      if (!error) throw;
-      log::error(
-          fmt::format("after the snapshot '{}' had failed, an extension threw: {}", path.string(), second.what()));
-    } catch (...) {
-      if (!error) throw;
-      log::error(
-          fmt::format("after the snapshot '{}' had failed, an extension threw an unknown exception", path.string()));
-    }
-    if (error) std::rethrow_exception(error);
-  }
-
-  /// Two extensions that write under one name would replace each other's files.
-  void refuse_other_owner(const context& ctx, const std::filesystem::path& path) const {
-    const auto owner = directory_->other_owner(path);
-    if (owner && ctx.has_extension(*owner))
-      throw snapshot_error(fmt::format(
-          "'{}' is a snapshot that the extension '{}' made; give this one another filename", path.string(), *owner));
-  }
-
-  // ---- resuming
-  // ------------------------------------------------------------------------------------------------------
-
-  task<> autoload(context& ctx) {
-    std::vector<extensions::rejected_snapshot> rejected;
-    const auto candidates = directory_->list(&rejected);
-    std::optional<state::value> state;
-    const extensions::snapshot_candidate* chosen = nullptr;
-    for (const auto& candidate : candidates) {
-      try {
-        state = options_.loadfun ? options_.loadfun(candidate.path) : extensions::read_snapshot(candidate.path);
-        chosen = &candidate;
-        break;
-      } catch (const std::exception& e) {
-        rejected.push_back({candidate.path, e.what()});
-      }
-    }
-    for (const auto& bad : rejected) {
-      log::warn(fmt::format("passing over the damaged snapshot '{}': {}", bad.path.string(), bad.reason));
-      auto rest = ctx.emit<event::snapshot_rejected>(bad.path, bad.reason);
-      if (rest) co_await std::move(*rest);
-    }
-    if (chosen == nullptr) {
-      if (!rejected.empty()) throw all_rejected(ctx, rejected);
-      log::info(fmt::format("no snapshot in '{}': a fresh start", ctx.out().string()));
+  task<> restore() {
+    extensions::resuming::settings s;
+    s.read = options_.loadfun ? options_.loadfun : extensions::read_snapshot;
+    s.validate = options_.validator;
+    s.load = [this](const state::value& state) { load_target(state); };
+    s.whole_loop = saves_loop();
+    extensions::resuming from(*ctx_, std::move(s));
+    if (options_.resume_from) {
+      from.from_file(*options_.resume_from);
       co_return;
     }
-    load_chosen(ctx, chosen->path, *state);
-    log::info(fmt::format("resuming from '{}' (iteration {})", chosen->path.string(), chosen->iteration));
+    co_await wait_for_earlier_writers();
+    co_await from.from_newest(*directory_);
   }
 
-  void load_chosen(context& ctx, const std::filesystem::path& path, const state::value& state) const {
-    try {
-      load_target(ctx, state);
-    } catch (const state_error& e) {
-      throw snapshot_error(
-          fmt::format("the snapshot '{}' is sound, but does not fit this training: {}. Train with the model "
-                      "and optimizer that it was made with, or use another output directory",
-                      path.string(), e.what()));
-    }
-    if (std::holds_alternative<std::monostate>(options_.target)) ctx.set_resumed_from(path);
+  /// A helper process of a killed trainer may be about to finish the newest snapshot.
+  task<> wait_for_earlier_writers() {
+    auto wait = [directory = ctx_->out()] {
+      return writing::wait_for_live_temporaries(*writing::posix_file_system(), directory, patience);
+    };
+    const auto unfinished = co_await ctx_->offload(wait);
+    for (const auto& each : unfinished)
+      log::warn(fmt::format("'{}' is still being written by process {}; resuming without it", each.file.string(),
+                            each.process));
   }
 
-  static snapshot_error all_rejected(context& ctx, const std::vector<extensions::rejected_snapshot>& rejected) {
-    std::string reasons;
-    for (const auto& bad : rejected) reasons += fmt::format("\n  {}: {}", bad.path.string(), bad.reason);
-    return snapshot_error(
-        fmt::format("none of the {} snapshots in '{}' can be resumed from; move them away to start afresh:{}",
-                    rejected.size(), ctx.out().string(), reasons));
-  }
+  struct cost {
+    std::uint64_t bytes;
+    double stall_seconds;
+    double total_seconds;
+  };
 
   snapshot_options options_;
   std::optional<writing::file_name_template> names_;
+  context* ctx_ = nullptr;  // of the present run, as all that follows
   std::optional<extensions::snapshot_directory> directory_;
-  std::shared_ptr<writing::writer> by_name_ = writers::simple();  // for savefun
+  std::optional<extensions::snapshot_taker> taker_;
+  std::map<std::string, double> metrics_;
+  std::optional<cost> cost_;
+  std::int64_t taken_at_ = -1;  // execution number of the last regular snapshot
+  bool trained_ = false;
 };
 
 }  // namespace

@@ -4,20 +4,26 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <variant>
 #include <vector>
 
+#include "rondo/extensions/snapshot/retention.hpp"
 #include "rondo/loop/context.hpp"
 #include "rondo/loop/extension.hpp"
+#include "rondo/state/load_options.hpp"
 #include "rondo/state/stateful.hpp"
+#include "rondo/writing/process_writer.hpp"
 #include "rondo/writing/simple_writer.hpp"
+#include "rondo/writing/thread_writer.hpp"
 #include "rondo/writing/writer.hpp"
 
 namespace rondo {
 
-/// No snapshot could be resumed from although there are some, or the chosen file holds another kind of state.
+/// No snapshot could be resumed from although there are some, the chosen file holds another kind of state, or a snapshot
+/// would replace one of another extension.
 class snapshot_error : public error {
  public:
   using error::error;
@@ -32,10 +38,16 @@ using snapshot_filename = std::variant<std::string, std::function<std::string(co
 using snapshot_target =
     std::variant<std::monostate, state::stateful_ref, std::vector<std::pair<std::string, state::stateful_ref>>>;
 
-/// Options of `snapshot`; those of pytorch-pfn-extras, with its names and defaults.
+/// What happens when a snapshot cannot be written.
+enum class snapshot_failure {
+  fail,  ///< training ends with the error
+  warn,  ///< the error is logged, and training goes on; the next snapshot is tried as usual
+};
+
+/// Options of `snapshot`; those of pytorch-pfn-extras, with its names and defaults, and more.
 struct snapshot_options {
   /// The user's own serialization: it is given a temporary path at which nothing exists, and the state. Committed
-  /// atomically and durably like any other snapshot. Cannot be combined with `writer`.
+  /// atomically and durably like any other snapshot; training waits for it. Cannot be combined with `writer`.
   std::function<void(const std::filesystem::path& temporary, const state::value& state)> savefun = nullptr;
   /// The inverse of `savefun`, needed for `autoload` with it.
   std::function<state::value(const std::filesystem::path& file)> loadfun = nullptr;
@@ -46,30 +58,55 @@ struct snapshot_options {
   /// Whether a training that fails leaves a last snapshot behind, under "<name>.error": taken in the middle of an
   /// iteration, marked as such, never resumed from by autoload and never in the place of a regular one.
   bool snapshot_on_error = false;
-  /// How many snapshots to keep, newest by recorded iteration first; -1 keeps all. The others are removed when a newer
-  /// one is durable. Only files that this extension's `filename` makes count.
+  /// How many snapshots to keep, newest by recorded iteration first; -1 keeps all. The same as `retain::last(n)`.
   std::int64_t n_retains = -1;
+  /// Which snapshots to keep, for example `retain::last(3) | retain::best(1, "validation/accuracy")`; instead of
+  /// `n_retains`. The others are removed when a newer one is durable. Only files that this extension's `filename` makes
+  /// count, and only those up to the present iteration: later ones belong to an earlier run.
+  std::optional<retention> retain = std::nullopt;
   /// Whether to go on from the newest sound snapshot in the output directory, if there is one.
   bool autoload = false;
+  /// Go on from this very file, wherever it is: a snapshot of this or another extension, also one that was taken on an
+  /// error, or a file of pytorch-pfn-extras. Training does not start if it is not sound.
+  std::optional<std::filesystem::path> resume_from = std::nullopt;
+  /// What to do about a state that does not fit the loop: fail (default), or take what fits; and which names in the file
+  /// mean which ones of the model.
+  state::load_options load = {};
+  /// Asked with every state before it is loaded; what it throws makes autoload pass over the file, as a damaged one.
+  std::function<void(const std::filesystem::path& file, const state::value& state)> validator = nullptr;
   /// Who writes. Default: `writers::simple()`.
   std::shared_ptr<writing::writer> writer = nullptr;
+  /// What happens when a snapshot cannot be written.
+  snapshot_failure on_failure = snapshot_failure::fail;
+  /// Whether training ends with a snapshot even if the trigger did not fire there.
+  bool final = false;
+  /// Whether every file is read back and verified, in the background, before it counts as written and older ones are
+  /// removed: finds disks that do not store what they were given.
+  bool verify = false;
+  /// Whether to report what the last finished snapshot has cost, for `log_report` and others, in the iteration after its
+  /// end: "<name>/bytes", "<name>/stall_seconds", "<name>/total_seconds" and "<name>/memory".
+  bool report = false;
 };
 
 /// Saves the state of the training (ppe: `extensions.snapshot`). Default trigger: every epoch; priority -100; name
 /// "snapshot".
 ///
 /// A snapshot is one instant, and complete, verified and durable under its name, or it does not exist. Files are those
-/// of docs/file_format.md, which Python's `torch.load` reads as a dict.
+/// of docs/file_format.md, which Python's `torch.load` reads as a dict. With a writer that works in the background,
+/// parameters and optimizer state are copied while training goes on, at the latest before the next update; everything
+/// else is copied at once. Training ends when all snapshots are durable.
 ///
 /// With `autoload`, before training starts: the files whose names fit `filename` are verified from the newest recorded
 /// iteration on; damaged ones are passed over with a warning and a `snapshot_rejected` event; the first sound one is
-/// loaded. No file at all is a fresh start. If there are files but none is sound, `snapshot_error` lists why.
+/// loaded. No file at all is a fresh start. If there are files but none is sound, `snapshot_error` lists why. Files that
+/// a process writer of an earlier run is still writing are waited for.
 ///
-/// `n_retains` counts and removes only snapshots up to the present iteration: later ones belong to an earlier run.
+/// Answers `context::snapshot` and `context::request_snapshot`, if it saves the loop.
 ///
-/// Errors: `option_error` before training starts for options that make no sense; `io_error` ends the training when a
-/// snapshot cannot be written (older ones are not touched then), `snapshot_error` when it would replace one of another
-/// extension of this loop.
+/// Errors: `option_error` before training starts for options that make no sense; when a snapshot cannot be written,
+/// `io_error` ends the training at the end of the iteration (see `on_failure`; older ones are not touched then),
+/// `snapshot_error` when it would replace one of another extension of this loop, `state_error` when parameters were
+/// changed while they were being copied.
 [[nodiscard]] extension snapshot(snapshot_options options = {});
 
 /// Saves one object instead of the loop (ppe: `extensions.snapshot_object`). Default name "snapshot_object".

@@ -2,7 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <sys/stat.h>
+
 #include <algorithm>
+#include <chrono>
 #include <fstream>
 #include <string_view>
 
@@ -15,10 +18,15 @@ namespace {
 
 /// Nothing when the file is gone.
 std::optional<std::int64_t> modification_time(const std::filesystem::path& file) {
-  std::error_code failed;
-  const auto time = std::filesystem::last_write_time(file, failed);
-  if (failed) return std::nullopt;
-  return static_cast<std::int64_t>(time.time_since_epoch().count());
+  struct stat about {};
+  if (::lstat(file.c_str(), &about) != 0) return std::nullopt;
+  return static_cast<std::int64_t>(about.st_mtim.tv_sec) * 1'000'000'000 + about.st_mtim.tv_nsec;
+}
+
+std::int64_t created(const std::filesystem::path& file) { return modification_time(file).value_or(0) / 1'000'000'000; }
+
+std::int64_t seconds_now() {
+  return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
 
 /// Whether the first record of a zip archive is the pickle of a checkpoint: true for damaged checkpoints too, if not at
@@ -39,14 +47,14 @@ snapshot_directory::snapshot_directory(std::filesystem::path directory, std::str
       names_(std::move(names)),
       has_manifest_(has_manifest) {}
 
-std::vector<snapshot_candidate> snapshot_directory::list(std::vector<rejected_snapshot>* rejected) {
-  std::vector<snapshot_candidate> found;
+std::vector<snapshot_record> snapshot_directory::list(std::vector<rejected_snapshot>* rejected) {
+  std::vector<snapshot_record> found;
   const auto files = writing::posix_file_system();
   for (const auto& entry : files->list(directory_)) {
     if (!may_be_ours(entry)) continue;
     const auto path = directory_ / entry.name;
     try {
-      if (const auto iteration = iteration_of(entry)) found.push_back({path, *iteration});
+      if (auto record = record_of(entry)) found.push_back(std::move(*record));
     } catch (const std::exception& e) {
       const bool gone = !modification_time(path) && entry.kind == writing::file_kind::regular;
       if (rejected != nullptr && !gone) rejected->push_back({path, e.what()});
@@ -58,21 +66,31 @@ std::vector<snapshot_candidate> snapshot_directory::list(std::vector<rejected_sn
   return found;
 }
 
-std::optional<std::int64_t> snapshot_directory::iteration_of(const writing::directory_entry& entry) {
+std::optional<snapshot_record> snapshot_directory::record_of(const writing::directory_entry& entry) {
   const auto path = directory_ / entry.name;
   if (entry.kind != writing::file_kind::regular)
     throw format_error(path.string(), 0,
                        entry.kind == writing::file_kind::symlink
                            ? "is a symbolic link, which is not followed; copy or move the file itself here"
                            : "has the name of a snapshot, but is no regular file");
-  return has_manifest_ ? iteration_inside(path, entry.size) : iteration_in_name(entry.name);
+  if (!has_manifest_) return record_by_name(path);
+  const auto modified = modification_time(path);
+  if (!modified) return std::nullopt;
+  const auto it = known_.find(entry.name);
+  if (it != known_.end() && it->second.size == entry.size && it->second.modified == *modified) return it->second.record;
+  auto record = record_inside(path);
+  known_.insert_or_assign(entry.name, known{entry.size, *modified, record});
+  return record;
 }
 
-void snapshot_directory::retain(std::int64_t keep, std::int64_t now, const std::filesystem::path& newest) noexcept {
+void snapshot_directory::retain(const retention& policy, std::int64_t now,
+                                const std::filesystem::path& newest) noexcept {
   try {
     auto all = list();
-    std::erase_if(all, [&](const snapshot_candidate& c) { return c.iteration > now || c.path == newest; });
-    for (std::size_t i = static_cast<std::size_t>(keep - 1); i < all.size(); ++i) {
+    std::erase_if(all, [&](const snapshot_record& r) { return r.iteration > now || r.foreign; });
+    const auto keep = policy.keep(all, seconds_now());
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      if (keep[i] || all[i].path == newest) continue;
       std::error_code failed;
       std::filesystem::remove(all[i].path, failed);
       if (failed)
@@ -101,28 +119,41 @@ bool snapshot_directory::may_be_ours(const writing::directory_entry& entry) cons
          begins_like_a_checkpoint(directory_ / entry.name);
 }
 
-std::optional<std::int64_t> snapshot_directory::iteration_in_name(const std::string& name) const {
-  const auto values = names_->parse(name);
-  return std::get<std::int64_t>(values->find("iteration")->second);
+snapshot_record snapshot_directory::record_by_name(const std::filesystem::path& file) const {
+  const auto values = names_->parse(file.filename().string());
+  snapshot_record record;
+  record.path = file;
+  record.iteration = std::get<std::int64_t>(values->find("iteration")->second);
+  record.created = created(file);
+  return record;
 }
 
-std::optional<std::int64_t> snapshot_directory::iteration_inside(const std::filesystem::path& file,
-                                                                 std::uint64_t size) {
-  const auto name = file.filename().string();
-  const auto modified = modification_time(file);
-  if (!modified) return std::nullopt;
-  const auto it = known_.find(name);
-  if (it != known_.end() && it->second.size == size && it->second.modified == *modified) return it->second.iteration;
-
+std::optional<snapshot_record> snapshot_directory::record_inside(const std::filesystem::path& file) const {
   const auto reader = checkpoint::reader::open(file);
-  if (!reader.info())
-    throw format_error(file.string(), 0,
-                       "is a file of torch.save or another program: it has no manifest (record rondo.json)");
+  snapshot_record record;
+  record.path = file;
+  record.created = created(file);
+  if (!reader.info()) {
+    const auto* root = reader.state().get_if<checkpoint::tree::dict>();
+    const auto* iteration = root != nullptr ? root->find("_start_iteration") : nullptr;
+    const auto* number = iteration != nullptr ? iteration->get_if<std::int64_t>() : nullptr;
+    if (number == nullptr)
+      throw format_error(
+          file.string(), 0,
+          "is a file of torch.save or another program: it has neither a manifest (record rondo.json) nor "
+          "the key _start_iteration of pytorch-pfn-extras");
+    record.iteration = *number;
+    record.foreign = true;
+    return record;
+  }
   const auto& info = reader.info()->info;
   const bool ours = names_ || info.made_by == owner_;
-  const auto iteration = info.mid_iteration || !ours ? std::nullopt : std::optional(info.iteration);
-  known_.insert_or_assign(name, known{size, *modified, iteration});
-  return iteration;
+  if (info.mid_iteration || !ours) return std::nullopt;
+  record.iteration = info.iteration;
+  record.epoch = info.epoch;
+  if (info.created > 0) record.created = info.created;
+  record.metrics = info.metrics;
+  return record;
 }
 
 }  // namespace rondo::extensions

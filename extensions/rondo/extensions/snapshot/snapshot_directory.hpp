@@ -2,22 +2,16 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <functional>
 #include <map>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "rondo/extensions/snapshot/retention.hpp"
 #include "rondo/writing/file_name.hpp"
 #include "rondo/writing/file_system.hpp"
 
 namespace rondo::extensions {
-
-/// A file that may be a snapshot of ours.
-struct snapshot_candidate {
-  std::filesystem::path path;
-  std::int64_t iteration = 0;  ///< recorded inside the file, or in its name where the file has no manifest
-};
 
 /// A file that looks like one of ours by its name and is none inside.
 struct rejected_snapshot {
@@ -34,14 +28,15 @@ class snapshot_directory {
   snapshot_directory(std::filesystem::path directory, std::string owner,
                      std::optional<writing::file_name_template> names, bool has_manifest);
 
-  /// Newest first, by recorded iteration, then by name. Snapshots taken in the middle of an iteration do not count.
-  /// Files that cannot be read as snapshots, and whatever else has the name of one, are put into `rejected`.
-  [[nodiscard]] std::vector<snapshot_candidate> list(std::vector<rejected_snapshot>* rejected = nullptr);
+  /// Newest first, by recorded iteration, then by name. Snapshots taken in the middle of an iteration do not count;
+  /// files of pytorch-pfn-extras, which have no manifest, count by the iteration in their state. Files that cannot be
+  /// read as snapshots, and whatever else has the name of one, are put into `rejected`.
+  [[nodiscard]] std::vector<snapshot_record> list(std::vector<rejected_snapshot>* rejected = nullptr);
 
-  /// Removes all but the `keep` newest among those up to iteration `now`: later ones belong to an earlier run that went
-  /// further, and are neither counted nor touched. One that cannot be removed is passed over with a warning.
+  /// Removes what `policy` does not keep among the snapshots up to iteration `now`: later ones belong to an earlier run
+  /// that went further, and are neither counted nor touched. One that cannot be removed is passed over with a warning.
   /// `newest` stays in any case. Throws nothing: a directory that cannot be listed is a warning.
-  void retain(std::int64_t keep, std::int64_t now, const std::filesystem::path& newest) noexcept;
+  void retain(const retention& policy, std::int64_t now, const std::filesystem::path& newest) noexcept;
 
   /// The name of the extension whose snapshot is at `path`, if it is another one.
   [[nodiscard]] std::optional<std::string> other_owner(const std::filesystem::path& path) const;
@@ -50,19 +45,19 @@ class snapshot_directory {
   struct known {
     std::uint64_t size;
     std::int64_t modified;
-    std::optional<std::int64_t> iteration;  // none: taken in the middle of one
+    std::optional<snapshot_record> record;  // none: not one that counts
   };
 
-  [[nodiscard]] std::optional<std::int64_t> iteration_of(const writing::directory_entry& entry);
+  [[nodiscard]] std::optional<snapshot_record> record_of(const writing::directory_entry& entry);
   [[nodiscard]] bool may_be_ours(const writing::directory_entry& entry) const;
-  [[nodiscard]] std::optional<std::int64_t> iteration_in_name(const std::string& name) const;
-  [[nodiscard]] std::optional<std::int64_t> iteration_inside(const std::filesystem::path& file, std::uint64_t size);
+  [[nodiscard]] std::optional<snapshot_record> record_inside(const std::filesystem::path& file) const;
+  [[nodiscard]] snapshot_record record_by_name(const std::filesystem::path& file) const;
 
   std::filesystem::path directory_;
   std::string owner_;
   std::optional<writing::file_name_template> names_;
   bool has_manifest_;
-  std::map<std::string, known> known_;  // manifests that have been read, so that retention need not read them again
+  std::map<std::string, known> known_;  // what has been read, so that retention need not read it again
 };
 
 }  // namespace rondo::extensions

@@ -4,20 +4,14 @@
 #include <fmt/format.h>
 #include <torch/version.h>
 
+#include <chrono>
+
 #include "rondo/checkpoint/reader.hpp"
-#include "rondo/checkpoint/verify.hpp"
+#include "rondo/checkpoint/tensors.hpp"
 #include "rondo/log.hpp"
 #include "rondo/version.hpp"
 
 namespace rondo::extensions {
-
-snapshot_file::snapshot_file(const state::value& state, checkpoint::snapshot_info info)
-    : described_(checkpoint::describe(state)), encoder_(described_.tree, described_.views(), std::move(info)) {}
-
-writing::write_request snapshot_file::request(std::filesystem::path target) const {
-  return {std::move(target), encoder_.size(),
-          [this](const writing::append_function& append) { encoder_.write(append); }};
-}
 
 checkpoint::snapshot_info snapshot_info_of(std::string made_by, std::int64_t iteration, std::int64_t epoch,
                                            bool mid_iteration) {
@@ -28,17 +22,18 @@ checkpoint::snapshot_info snapshot_info_of(std::string made_by, std::int64_t ite
   info.mid_iteration = mid_iteration;
   info.libraries = {{"rondo", std::string(version)}, {"torch", TORCH_VERSION}};
   info.num_threads = at::get_num_threads();
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  info.created = std::chrono::duration_cast<std::chrono::seconds>(now).count();
   return info;
 }
 
 state::value read_snapshot(const std::filesystem::path& file) {
-  checkpoint::require_readable(file);
   const auto reader = checkpoint::reader::open(file);
-  checkpoint::verify(reader);
+  auto state = checkpoint::materialize_verified(reader);
   if (reader.info() && reader.info()->info.num_threads != at::get_num_threads())
     log::warn(fmt::format("'{}' was computed with {} threads, now there are {}: sums may differ in their last bits",
                           file.string(), reader.info()->info.num_threads, at::get_num_threads()));
-  return checkpoint::materialize(reader);
+  return state;
 }
 
 }  // namespace rondo::extensions

@@ -2,29 +2,12 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <memory>
 #include <string>
 
-#include "rondo/checkpoint/encoder.hpp"
-#include "rondo/checkpoint/tensors.hpp"
+#include "rondo/checkpoint/manifest.hpp"
 #include "rondo/state/value.hpp"
-#include "rondo/writing/writer.hpp"
 
 namespace rondo::extensions {
-
-/// A state on its way into a file: described and laid out. The bytes of CPU tensors are still the live ones.
-class snapshot_file {
- public:
-  /// Throws `state_error` for a state that a file cannot hold.
-  snapshot_file(const state::value& state, checkpoint::snapshot_info info);
-
-  /// Asks for the file to be written. Valid as long as this object, and while nobody changes the tensors.
-  [[nodiscard]] writing::write_request request(std::filesystem::path target) const;
-
- private:
-  checkpoint::described described_;
-  checkpoint::encoder encoder_;
-};
 
 /// What a snapshot of now says about itself.
 [[nodiscard]] checkpoint::snapshot_info snapshot_info_of(std::string made_by, std::int64_t iteration,

@@ -1,0 +1,110 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <exception>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "rondo/async/wait_group.hpp"
+#include "rondo/checkpoint/planner.hpp"
+#include "rondo/extensions/snapshot/capture.hpp"
+#include "rondo/loop/context.hpp"
+#include "rondo/writing/staging.hpp"
+#include "rondo/writing/writer.hpp"
+
+namespace rondo::extensions {
+
+/// A snapshot that somebody wants.
+struct snapshot_order {
+  std::filesystem::path path;
+  checkpoint::snapshot_info info;
+  /// Whether a full writer is waited for, whatever its policy.
+  bool insist = false;
+  /// Whether whoever orders it waits until it is durable, and gets its error.
+  bool awaited = false;
+};
+
+/// Where a snapshot stands, and what it has cost so far.
+struct snapshot_progress {
+  explicit snapshot_progress(snapshot_order wanted) : order(std::move(wanted)) {}
+
+  snapshot_order order;
+  std::chrono::steady_clock::time_point started = std::chrono::steady_clock::now();
+  double capture_seconds = 0.0;
+  double stall_seconds = 0.0;
+  double total_seconds = 0.0;
+  writing::write_receipt receipt;
+  std::optional<std::string> skipped;  ///< why there will be no file
+  std::exception_ptr error;
+  std::shared_ptr<capture> taken;  ///< until the writer has it
+  bool in_background = false;   ///< it goes on while training does
+  wait_group::member reading;   ///< keeps updates waiting while the state is being copied
+  wait_group::member counted;   ///< among the taker's unfinished ones
+  wait_group::member own;       ///< of `unfinished`
+  wait_group unfinished;        ///< not empty before this one is durable or has failed
+};
+
+/// Takes snapshots: plans, captures and writes them, tells about it, and keeps account of those that are on their way.
+/// Belongs to one run and the training thread.
+class snapshot_taker {
+ public:
+  using savefun = std::function<void(const std::filesystem::path& temporary, const state::value& state)>;
+  using collector = std::function<state::value()>;
+
+  struct settings {
+    std::shared_ptr<writing::writer> writer;
+    savefun save = nullptr;
+    /// The state to be saved. `whole_loop`: in the layout of `context::state_dict`.
+    collector collect;
+    bool whole_loop = true;
+    bool verify = false;
+    /// Before anything is written; may throw.
+    std::function<void(const std::filesystem::path&)> check;
+    /// When a snapshot is durable.
+    std::function<void(const snapshot_progress&)> durable;
+    /// What becomes of the error of a snapshot that nobody awaits; may throw, which ends training.
+    std::function<void(const snapshot_progress&)> failed;
+  };
+
+  snapshot_taker(context& ctx, settings s) : ctx_(ctx), settings_(std::move(s)) {}
+
+  /// Takes one. Completes when training may go on: with a writer that works in the background that is when the copying
+  /// has begun, unless the order is awaited. Throws the error of an awaited order; that of another one goes to `failed`.
+  [[nodiscard]] task<> take(snapshot_order order);
+
+  /// Has memory for a snapshot of the present size made in the background, and plans ahead.
+  void prepare();
+
+  /// Completes when all that was begun is durable, or has failed.
+  [[nodiscard]] task<> finish() { return unfinished_.empty(); }
+
+ private:
+  using progress = std::shared_ptr<snapshot_progress>;
+
+  task<> begin(progress p);
+  task<> write_now(progress p);
+  task<> write_by_name(progress p);
+  task<> start_in_background(progress p, writing::staging& memory);
+  task<> go_on(progress p);
+  task<> copy(progress p);
+  task<> write_copy(progress p);
+  task<> verify_written(progress p);
+  task<> conclude(progress p);
+  task<> announce(progress p);
+  task<std::shared_ptr<writing::staging_slot>> room(writing::staging& memory, std::uint64_t bytes, bool insist);
+  state::value plan(const checkpoint::snapshot_info& info);
+  [[nodiscard]] resting_storages resting(const state::value& state) const;
+
+  context& ctx_;
+  settings settings_;
+  checkpoint::planner planner_;
+  std::uint64_t bytes_ = 0;  // of staging memory, for the state as it was planned last
+  wait_group unfinished_;
+};
+
+}  // namespace rondo::extensions
