@@ -37,7 +37,7 @@ struct settings {
   double lr = 1e-3;
   std::string optimizer = "adam";
   std::string model = "cnn";
-  std::string writer = "simple";
+  std::string writer = "thread";
   std::string snapshot_every = "1ep";
   std::int64_t n_retains = 3;
   bool no_autoload = false;
@@ -77,6 +77,14 @@ struct cnn_net : torch::nn::Module {
   torch::nn::Linear output{nullptr};
 };
 
+std::shared_ptr<rondo::writing::writer> writer_of(const std::string& name) {
+  if (name == "thread") return rondo::writers::thread();
+  if (name == "process") return rondo::writers::process();
+  if (name == "thread_queue") return rondo::writers::thread_queue();
+  if (name == "process_queue") return rondo::writers::process_queue();
+  return rondo::writers::simple();
+}
+
 settings parse(int argc, char** argv) {
   settings s;
   CLI::App app("Trains a network on Fashion-MNIST, with snapshots that survive anything.");
@@ -99,7 +107,7 @@ settings parse(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--model", s.model)->check(CLI::IsMember({"mlp", "cnn"}))->capture_default_str();
   app.add_option("--writer", s.writer, "who writes the snapshots")
-      ->check(CLI::IsMember({"simple"}))
+      ->check(CLI::IsMember({"simple", "thread", "process", "thread_queue", "process_queue"}))
       ->capture_default_str();
   app.add_option("--snapshot-every", s.snapshot_every, "such as 100it, 1ep or 0.5ep")->capture_default_str();
   app.add_option("--n-retains", s.n_retains, "snapshots to keep (-1: all)")->capture_default_str();
@@ -167,7 +175,7 @@ int train(const settings& s) {
         rondo::print_report(
             {"epoch", "iteration", "train/loss", "validation/loss", "validation/accuracy", "elapsed_time"}) |
         rondo::progress_bar();
-  loop | rondo::snapshot({.n_retains = s.n_retains, .autoload = !s.no_autoload, .writer = rondo::writers::simple()})
+  loop | rondo::snapshot({.n_retains = s.n_retains, .autoload = !s.no_autoload, .writer = writer_of(s.writer)})
              .triggered(rondo::every(rondo::parse_period("--snapshot-every", s.snapshot_every)));
   const rondo::run_result result = loop.run();
 

@@ -110,7 +110,7 @@ void in_place(memory_file_system& files, const writing::path& target, const byte
 
 }  // namespace
 
-TEST_CASE("no power loss loses an acknowledged file or tears one", "[writing][crash]") {
+TEST_CASE("ppe defect 6: no power loss loses an acknowledged file or tears one", "[writing][crash][ppe]") {
   for (const bool one_name : {false, true}) {
     const auto found = judge({correctly, false, one_name});
     INFO(found.states << " states");

@@ -290,7 +290,7 @@ TEST_CASE("relative paths are those of the trainer", "[writing][process_writer]"
   CHECK(holds(scratch / "other/file", pattern(20, 2)));
 }
 
-TEST_CASE("permissions follow the umask", "[writing][process_writer]") {
+TEST_CASE("a helper's files have the permissions that the trainer's umask says", "[writing][process_writer]") {
   for (const auto& [mask, mode] : {std::pair<mode_t, mode_t>{022, 0644}, {077, 0600}, {0, 0666}}) {
     for (const auto& each : kinds) {
       const temporary_directory scratch;

@@ -20,6 +20,7 @@ import time
 
 import torch
 
+WRITERS = ["simple", "thread", "process", "thread_queue", "process_queue"]
 SHORT = ["--model", "mlp", "--epochs", "1", "--batch-size", "128", "--threads", "1", "--quiet"]
 ITERATIONS = 469  # 60,000 images in batches of 128
 
@@ -89,14 +90,15 @@ def test_python_reads_the_snapshot(out):
 def test_kill_and_resume(program, out, expected, expected_log, kills):
     random.seed(1)
     resumed = 0
-    for _ in range(kills):
+    for number in range(kills):
         shutil.rmtree(out, ignore_errors=True)
         os.makedirs(out)
         step = random.choice([20, 37, 50])
         killed_at = step * random.randint(1, ITERATIONS // step)
         options = ["--snapshot-every", f"{step}it"]
-        killed = kill_when_it_appears(program, out, f"snapshot_iter_{killed_at}", *options)
-        result, stderr = run(program, out, *options)
+        writers = ["--writer", WRITERS[number % len(WRITERS)]], ["--writer", WRITERS[(number + 1) % len(WRITERS)]]
+        killed = kill_when_it_appears(program, out, f"snapshot_iter_{killed_at}", *options, *writers[0])
+        result, stderr = run(program, out, *options, *writers[1])
         if killed:
             resumed += 1
             assert result["resumed_from"] is not None, stderr

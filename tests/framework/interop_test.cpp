@@ -124,10 +124,7 @@ TEST_CASE("every optimizer's state moves in double precision without a change", 
   const auto& cases = rondo::testing::optimizer_cases();
   std::vector<state::value> written;
   for (std::size_t i = 0; i < cases.size(); ++i) {
-    training t(cases[i]);
-    t.model->to(torch::kDouble);
-    t.input = t.input.to(torch::kDouble);
-    t.target = t.target.to(torch::kDouble);
+    training t(cases[i], 5, torch::kDouble);
     t.steps(3);
     written.push_back(state::clone(state::optimizer_state(*t.optimizer)));
     write(folder / std::to_string(i), state::dict{{"python", cases[i].python}, {"state", written.back()}});
@@ -157,8 +154,7 @@ for i in range(int(sys.argv[2])):
   for (std::size_t i = 0; i < cases.size(); ++i) {
     CAPTURE(cases[i].name);
     const auto back = read(folder / (std::to_string(i) + "_back"));
-    training t(cases[i]);
-    t.model->to(torch::kDouble);
+    training t(cases[i], 5, torch::kDouble);
     state::load_optimizer_state(*t.optimizer, back);
     CHECK(state::equal(state::optimizer_state(*t.optimizer).at("state"), written[i].at("state")));
   }

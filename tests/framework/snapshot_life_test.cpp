@@ -17,7 +17,7 @@
 #include "rondo/checkpoint/tensors.hpp"
 #include "rondo/event/interval.hpp"
 #include "rondo/event/when.hpp"
-#include "rondo/extensions/log_report.hpp"
+#include "rondo/extensions/evaluator.hpp"
 #include "rondo/extensions/snapshot/snapshot.hpp"
 #include "rondo/writing/memory_file_system.hpp"
 #include "support/captured_stderr.hpp"
@@ -478,6 +478,69 @@ TEST_CASE("a validator passes over states that the user does not want", "[snapsh
       });
   REQUIRE(loop.run().resumed_from == fs::absolute(dir / "snapshot_iter_4"));
   REQUIRE(rejected == names{"snapshot_iter_6: too large"});
+}
+
+TEST_CASE("ppe defect 3: a flipped bit in a tensor is found, and the record is named", "[snapshot][resume][ppe]") {
+  const temporary_directory dir;
+  {
+    const counting training(1, 4096);
+    auto loop = training.loop(dir.path(), 2);
+    loop | snapshot({.writer = writers::thread()}).triggered(every(2_iterations));
+    loop.run();
+  }
+  const auto file = dir / "snapshot_iter_2";
+  const auto offset = [&] {
+    const auto reader = checkpoint::reader::open(file);
+    const auto& tensor = reader.state().at("models").at("main").get<checkpoint::tensor_descriptor>("p0");
+    return reader.storage(tensor).data() - reader.records().file().data();
+  }();
+  std::fstream bytes(file, std::ios::in | std::ios::out | std::ios::binary);
+  bytes.seekg(offset + 100);
+  const char flipped = static_cast<char>(bytes.get() ^ 4);
+  bytes.seekp(offset + 100);
+  bytes.put(flipped).flush();
+  const counting training(1, 4096);
+  auto loop = training.loop(dir.path(), 4);
+  loop | snapshot({.autoload = true});
+  const auto message = message_of<snapshot_error>([&] { loop.run(); });
+  REQUIRE(contains(message, "snapshot_iter_2"));
+  REQUIRE(contains(message, "data/0"));
+  REQUIRE(contains(message, "checksum"));
+}
+
+TEST_CASE("ppe defect 25: a training resumed inside an epoch ends inside an epoch without ado",
+          "[snapshot][resume][ppe]") {
+  const temporary_directory dir;
+  for (const std::int64_t iterations : {13, 27, 27, 34}) {
+    const counting training;
+    auto loop = training.loop(dir.path(), iterations);
+    loop |
+        snapshot({.autoload = true, .writer = writers::thread_queue(), .final = true}).triggered(every(4_iterations));
+    REQUIRE(loop.run().iteration == iterations);
+    REQUIRE(training.model->parameters()[0].min().item<double>() == static_cast<double>(iterations));
+  }
+}
+
+TEST_CASE("ppe defect 26: a state is loaded in a loop with an evaluator", "[snapshot][resume][ppe]") {
+  const temporary_directory dir;
+  for (const std::int64_t iterations : {10, 20}) {
+    const counting training;
+    auto loop = training.loop(dir.path(), iterations);
+    double seen = -1.0;
+    loop |
+        evaluator(ranges::views::ints(0, 2),
+                  [&](context& ctx, int&) {
+                    seen = training.model->parameters()[0].max().item<double>();
+                    ctx.report("value", seen);
+                  }) |
+        snapshot({.autoload = true}) | make_extension("watch", [&](context& ctx) {
+          ctx.on<event::training_started>([&, iterations] {
+            if (iterations == 20) REQUIRE(training.model->parameters()[0].max().item<double>() == 10.0);
+          });
+        });
+    loop.run();
+    REQUIRE(seen == static_cast<double>(iterations));
+  }
 }
 
 TEST_CASE("verify finds a disk that does not store what it is given", "[snapshot][verify]") {

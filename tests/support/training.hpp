@@ -94,9 +94,12 @@ struct training {
   optimizer_ptr optimizer;
 
   /// Starts from the parameters that `seed` gives.
-  explicit training(const optimizer_case& kind, std::uint64_t seed = 5) {
+  explicit training(const optimizer_case& kind, std::uint64_t seed = 5, at::ScalarType dtype = at::kFloat) {
     torch::manual_seed(seed);
     for (auto& p : model->parameters()) torch::nn::init::normal_(p, 0, 0.3);
+    model->to(dtype);
+    input = input.to(dtype);
+    target = target.to(dtype);
     const auto p = model->parameters();
     optimizer = kind.make({p[0], p[1]}, {p[2], p[3]});
   }
