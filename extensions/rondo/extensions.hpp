@@ -8,4 +8,6 @@
 #include "rondo/extensions/metrics.hpp"
 #include "rondo/extensions/print_report.hpp"
 #include "rondo/extensions/progress_bar.hpp"
+#include "rondo/extensions/report_writer.hpp"
 #include "rondo/extensions/snapshot/snapshot.hpp"
+#include "rondo/extensions/tensorboard_writer.hpp"

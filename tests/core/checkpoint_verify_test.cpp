@@ -1,11 +1,17 @@
 #include "rondo/checkpoint/verify.hpp"
 
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <random>
+
 #include "rondo/checkpoint/crc32.hpp"
 #include "rondo/checkpoint/encoder.hpp"
 #include "rondo/checkpoint/layout.hpp"
 #include "rondo/error.hpp"
 #include "support/catch.hpp"
 #include "support/checkpoint.hpp"
+#include "support/temporary_directory.hpp"
 
 using namespace rondo;
 using namespace rondo::checkpoint;
@@ -48,13 +54,28 @@ byte_vector file_of_version(std::int64_t told, std::int64_t laid_out) {
 
 byte_vector version_1_file() { return file_of_version(1, 1); }
 
-bool found_bad(std::span<const std::byte> bytes) {
+template <class Open>
+bool found_bad_by(Open open) {
   try {
-    verify(reader::from_span(bytes, "damaged"));
+    verify(open());
   } catch (const format_error&) {
     return true;
   }
   return false;
+}
+
+bool found_bad(std::span<const std::byte> bytes) {
+  return found_bad_by([&] { return reader::from_span(bytes, "damaged"); });
+}
+
+bool found_bad(const std::filesystem::path& file) {
+  return found_bad_by([&] { return reader::open(file); });
+}
+
+/// Of a large file: few by default, as many as the environment says for a long run.
+int how_many_flips() {
+  const char* text = std::getenv("RONDO_TEST_FLIPS");
+  return text != nullptr ? std::atoi(text) : 300;
 }
 
 plan layout_of(const reader& file) {
@@ -77,6 +98,34 @@ TEST_CASE("every changed bit is found", "[checkpoint][verify]") {
     bytes[i / 8] ^= bit;
   }
   CHECK(missed.empty());
+}
+
+TEST_CASE("random changed bits of a large file are found", "[checkpoint][verify]") {
+  const temporary_directory folder;
+  const auto path = folder / "large";
+  const auto data = noise(64 << 20);
+  const auto size = static_cast<std::int64_t>(data.size());
+  const encoder file(tree::dict{{"weight", vector_of(scalar_type::uint8, "0", size)}}, {{"0", data}}, {});
+  write_to_file(path.string(), write_to_memory(file));
+  REQUIRE_FALSE(found_bad(path));
+
+  std::fstream bytes(path, std::ios::in | std::ios::out | std::ios::binary);
+  const auto flip = [&](std::uint64_t bit) {
+    const auto at = static_cast<std::streamoff>(bit / 8);
+    const auto before = static_cast<unsigned>(bytes.seekg(at).get());
+    bytes.seekp(at).put(static_cast<char>(before ^ 1U << bit % 8)).flush();
+  };
+  std::mt19937_64 random(7);
+  std::vector<std::uint64_t> missed;
+  for (int i = 0; i < how_many_flips(); ++i) {
+    const auto bit = random() % (file.size() * 8);
+    flip(bit);
+    if (!found_bad(path)) missed.push_back(bit);
+    flip(bit);
+  }
+  CHECK(missed.empty());
+  REQUIRE(bytes.good());
+  CHECK_FALSE(found_bad(path));
 }
 
 TEST_CASE("files of version 1 are read and verified to the last byte", "[checkpoint][verify]") {

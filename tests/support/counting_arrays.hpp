@@ -43,7 +43,7 @@ class counting_arrays {
     for (std::size_t i = 0; i < arrays_.size(); ++i) {
       const auto key = std::to_string(i);
       const auto size = static_cast<std::int64_t>(arrays_[i].size());
-      tensors.set("a" + key, checkpoint::tensor_descriptor{
+      tensors.insert_or_assign("a" + key, checkpoint::tensor_descriptor{
                                  checkpoint::scalar_type::int32, key, size, 0, {size}, {1}, false, false});
       storages.push_back({key, bytes_of(i)});
     }
@@ -74,7 +74,9 @@ class counting_arrays {
   }
 
  private:
-  [[nodiscard]] std::span<const std::byte> bytes_of(std::size_t i) const { return std::as_bytes(std::span(arrays_[i])); }
+  [[nodiscard]] std::span<const std::byte> bytes_of(std::size_t i) const {
+    return std::as_bytes(std::span(arrays_[i]));
+  }
 
   std::vector<std::vector<std::int32_t>> arrays_;
   std::int64_t iteration_ = 0;
@@ -86,12 +88,9 @@ inline std::int64_t the_count_in(const checkpoint::reader& file) {
   checkpoint::verify(file);
   const auto expected = file.info().value().info.iteration;
   for (const auto& [name, value] : file.state().get<checkpoint::tree::dict>("arrays")) {
-    const auto bytes = file.storage(value.template as<checkpoint::tensor_descriptor>());
-    for (std::size_t at = 0; at < bytes.size(); at += sizeof(std::int32_t)) {
-      std::int32_t element = 0;
-      std::memcpy(&element, bytes.data() + at, sizeof element);
-      if (element != expected) return -1;
-    }
+    const auto bytes = file.storage(value.as<checkpoint::tensor_descriptor>());
+    const std::vector<std::int32_t> elements(bytes.size() / sizeof(std::int32_t), static_cast<std::int32_t>(expected));
+    if (std::memcmp(bytes.data(), elements.data(), bytes.size()) != 0) return -1;
   }
   return expected;
 }

@@ -173,6 +173,19 @@ def test_verify(tool, folder):
         tool.expect(1, "verify", bad)
 
 
+def test_any_damage_is_found(tool, folder):
+    rng = random.Random(2)
+    path = tool.snapshot(os.path.join(folder, "snapshot"), 7)
+    with open(path, "rb") as file:
+        whole = file.read()
+    for i in range(200):
+        at = rng.randrange(len(whole))
+        changed = whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1:]
+        with open(path, "wb") as file:
+            file.write(whole[:at] if i % 4 == 0 else changed)
+        tool.expect(1, "verify", path)
+
+
 def test_extract(tool, folder):
     path = os.path.join(folder, "state.pt")
     state = example_state()
@@ -540,9 +553,9 @@ def main():
             os.makedirs(path)
             return path
 
-        for test in [test_usage, test_inspect, test_verify, test_extract, test_endless_views_are_refused, test_convert,
-                     test_diff, test_latest, test_prune, test_what_is_no_file, test_terminals_and_pipes,
-                     test_an_interrupted_write_leaves_no_piece]:
+        for test in [test_usage, test_inspect, test_verify, test_any_damage_is_found, test_extract,
+                     test_endless_views_are_refused, test_convert, test_diff, test_latest, test_prune,
+                     test_what_is_no_file, test_terminals_and_pipes, test_an_interrupted_write_leaves_no_piece]:
             test(tool, folder(test.__name__))
         test_mutations(tool, folder("mutations"), arguments.mutations)
     print("rondo: everything held")

@@ -54,6 +54,16 @@ std::string json_line(const state::dict& entry) {
   return to_json(entry).dump(-1, ' ', false, json::error_handler_t::replace) + '\n';
 }
 
+/// What a writer of numbers gets of an entry.
+report_writer::numbers numbers_in(const state::dict& entry) {
+  report_writer::numbers all;
+  for (const auto& [key, value] : entry) {
+    const bool number = value.is<std::int64_t>() || value.is<double>();
+    if (number && key != state::key("iteration")) all.emplace_back(key.str(), value.number());
+  }
+  return all;
+}
+
 std::string joined(const std::vector<std::string>& names) {
   return names.empty() ? "none" : fmt::format("{}", fmt::join(names, ", "));
 }
@@ -76,6 +86,9 @@ class log_writer {
       if (!ctx.now().epoch_end) record(ctx);
     });
     ctx.on<event::epoch_completed>([this, &ctx] { record(ctx); });
+    ctx.on_end<event::training_completed>([this] {
+      if (std::exchange(writer_begun_, false)) options_.writer->end();
+    });
   }
 
   [[nodiscard]] state::value state_dict() const {
@@ -104,7 +117,12 @@ class log_writer {
   }
 
  private:
-  void begin(const context& ctx) {
+  void begin(context& ctx) {
+    // First, so that a mistake in the writer's options costs no line of an earlier log.
+    if (options_.writer) {
+      options_.writer->begin(ctx.out(), ctx.iteration());
+      writer_begun_ = true;
+    }
     if (loaded_)
       go_back_to(position_);
     else if (ctx.iteration() > 0)
@@ -145,6 +163,7 @@ class log_writer {
     const std::string line = json_line(entry);
     file_->append(line);
     position_ += static_cast<std::int64_t>(line.size());
+    if (options_.writer) options_.writer->write(ctx.iteration(), numbers_in(entry));
     ctx.post<extensions::log_entry>(ctx.name(), std::move(entry));
   }
 
@@ -173,6 +192,7 @@ class log_writer {
   std::int64_t position_ = 0;
   bool loaded_ = false;
   bool warned_ = false;
+  bool writer_begun_ = false;
 };
 
 }  // namespace

@@ -1,11 +1,13 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "rondo/event/interval.hpp"
 #include "rondo/event/trigger.hpp"
+#include "rondo/extensions/report_writer.hpp"
 #include "rondo/loop/extension.hpp"
 #include "rondo/state/value.hpp"
 
@@ -31,6 +33,10 @@ struct log_report_options {
   std::vector<std::string> keys = {};
   /// Changes an entry before it is written and emitted: numbers, strings, bools, lists and dicts may go in.
   std::function<void(state::dict& entry)> postprocess = {};
+  /// Also gets the numbers of every line: `writers::tensorboard()`, or one of your own. Those of `entry` after
+  /// `postprocess`, without `iteration`, which they belong to; other values and nested ones are left out; NaN and
+  /// infinities are themselves. Default: none.
+  std::shared_ptr<report_writer> writer = nullptr;
 };
 
 /// Averages every observation, weighted, over the iterations since the last line, and writes the means, `epoch`,
@@ -43,7 +49,7 @@ struct log_report_options {
 ///
 /// Name "log_report", priority `reader`. At the end of an epoch it also sees what is reported at `epoch_completed`, by
 /// extensions that run before it. Throws `option_error` for a bad file name at once; `io_error` before training when
-/// the file cannot be opened, and later when a line cannot be written, which ends training.
+/// the file cannot be opened, and later when a line cannot be written, which ends training; so does what the writer throws.
 [[nodiscard]] extension log_report(log_report_options options = {});
 
 }  // namespace rondo

@@ -54,12 +54,14 @@ class wait_group::state {
   /// The seconds that somebody has waited, if this was the last member.
   double remove() {
     if (--size_ > 0) return 0.0;
-    double waited = 0.0;
-    if (waited_since_) waited = std::chrono::duration<double>(clock::now() - *waited_since_).count();
-    waited_since_.reset();
-    for (auto& each : std::exchange(waiting_, {}))
-      if (each) each.post();
-    return waited;
+    bool somebody_waits = false;  // and was not cancelled meanwhile
+    for (auto& each : std::exchange(waiting_, {})) {
+      if (!each) continue;
+      somebody_waits = true;
+      each.post();
+    }
+    const auto since = std::exchange(waited_since_, std::nullopt);
+    return somebody_waits && since ? std::chrono::duration<double>(clock::now() - *since).count() : 0.0;
   }
 
  private:

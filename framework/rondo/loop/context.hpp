@@ -235,7 +235,13 @@ class context {
     session_.snapshot_wanted = true;
   }
   [[nodiscard]] bool snapshot_wanted() const noexcept { return session_.snapshot_wanted; }
-  /// Whether an iteration has begun and not ended, so that the state is not one between two iterations.
+  /// While the result lives, no iteration begins: for whoever wants the state between two of them to last a while.
+  [[nodiscard]] wait_group::member hold_training() {
+    session_.assert_home();
+    return session_.pauses.join();
+  }
+  /// Whether an iteration has begun and not ended, or training has failed, so that the state is not one between two
+  /// iterations.
   [[nodiscard]] bool mid_iteration() const noexcept { return session_.mid_iteration(); }
 
   // ---- state -----------------------------------------------------------------------------------------------------

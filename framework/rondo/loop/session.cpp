@@ -7,6 +7,7 @@
 #include <asio/post.hpp>
 #include <asio/this_coro.hpp>
 #include <asio/use_awaitable.hpp>
+#include <algorithm>
 #include <cassert>
 #include <cmath>
 #include <csignal>
@@ -165,6 +166,7 @@ void session::attach(std::vector<extension> extensions) {
     m.module->to(options.device);
     m.module->train();
   }
+  updated_.assign(optimizers.size(), false);
   if (const auto length = source_->length()) now.epoch_length = length;
   for (const auto& e : extensions) attached_.push_back(std::make_unique<attachment>(*this, e));
   for (const auto& a : attached_) {
@@ -245,6 +247,7 @@ task<> session::train() {
 }
 
 task<> session::run_epoch() {
+  if (pauses.size() > 0) co_await pauses.empty();
   if (now.epoch_end) {
     ++now.epoch_index;
     now.iteration_in_epoch = 0;
@@ -272,7 +275,14 @@ void session::restore_random() {
   restored_random_.reset();
 }
 
+/// A step that sends every optimizer through `update` will go on doing so.
+void session::learn_who_updates() {
+  const bool all = !updated_.empty() && std::find(updated_.begin(), updated_.end(), false) == updated_.end();
+  updates_are_managed_ = all || source_->updates_are_managed();
+}
+
 task<> session::run_iteration() {
+  if (pauses.size() > 0) co_await pauses.empty();
   observed.clear();
   iteration_open_ = true;
   auto rest = events.emit<event::iteration_started>(now.iteration + 1);
@@ -280,13 +290,13 @@ task<> session::run_iteration() {
 
   // A step that updates by hand cannot be held up in the middle.
   if (!updates_are_managed_ && state_readers.size() > 0) co_await state_readers.empty();
-  updated_ = false;
+  updated_.assign(optimizers.size(), false);
   rest = source_->step(*this);
   if (rest) co_await std::move(*rest);
-  updates_are_managed_ = updated_ || source_->updates_are_managed();
+  learn_who_updates();
   source_->advance();
   const bool last = source_->exhausted();
-  if (gradients_of_ == options.accumulate || (last && gradients_of_ > 0)) {
+  if (gradients_of_ >= options.accumulate || (last && gradients_of_ > 0)) {
     rest = update_now(0);
     if (rest) co_await std::move(*rest);
   }
@@ -329,13 +339,13 @@ task<> session::end_iteration() {
   decide_stop();
   iterations.settle(iteration);
   if (now.epoch_end) epochs.settle(epoch);
+  snapshot_wanted = false;  // who wants one from now on wants the next
   rest = iterations.run_settled(iteration);
   if (rest) co_await std::move(*rest);
   if (now.epoch_end) {
     rest = epochs.run_settled(epoch);
     if (rest) co_await std::move(*rest);
   }
-  snapshot_wanted = false;
   rest = events.drain();
   if (rest) co_await std::move(*rest);
   throw_failure();
@@ -374,6 +384,7 @@ task<> session::conclude(std::exception_ptr error) {
   if (!error && failure_) {
     error = failure_;
     co_await announce_failure(error);
+    co_await join_everything();  // what subscribers have begun now
   }
   out_lock_.reset();
   if (error) std::rethrow_exception(error);
@@ -381,6 +392,7 @@ task<> session::conclude(std::exception_ptr error) {
 
 /// Closes what the error has broken off, and tells everybody about it.
 task<> session::announce_failure(std::exception_ptr error) {
+  broken_off_ = true;
   if (std::exchange(iteration_open_, false)) {
     if (update_open_) {
       const event::update_completed update{optimizers[*update_open_].name, error};

@@ -126,7 +126,7 @@ class session {
   /// Clip, `update_started`, step, `update_completed`; first of all waits until nobody holds the state.
   [[nodiscard]] task<> update(std::size_t index);
   /// Whether the state is not one between two iterations.
-  [[nodiscard]] bool mid_iteration() const noexcept { return iteration_open_; }
+  [[nodiscard]] bool mid_iteration() const noexcept { return iteration_open_ || broken_off_; }
   /// Has every extension that saves the whole run take a snapshot now. Completes when they are durable.
   [[nodiscard]] task<> snapshot();
   [[nodiscard]] double epoch_detail() const;
@@ -148,6 +148,7 @@ class session {
   std::unique_ptr<context> step_context;  ///< what a user's step gets
   std::unique_ptr<scope> background;      ///< `context::spawn`
   wait_group state_readers;               ///< who reads parameters and optimizer state in the background
+  wait_group pauses;                      ///< who needs the state between two iterations to last
   bool snapshot_wanted = false;           ///< at the end of this iteration, whatever triggers say
 
  private:
@@ -179,6 +180,7 @@ class session {
   [[nodiscard]] std::optional<task<>> update_now(std::size_t index);
   [[nodiscard]] task<> update_after(std::size_t index, task<> announced);
   [[nodiscard]] task<> update_when_free(std::size_t index);
+  void learn_who_updates();
   [[nodiscard]] bool goal_reached();
 
   std::unique_ptr<batch_source> source_;
@@ -194,7 +196,8 @@ class session {
   std::int64_t gradients_of_ = 0;  ///< iterations whose gradients wait for the next update
   bool stop_trigger_fired_ = false;
   bool iteration_open_ = false;
-  bool updated_ = false;             ///< in this iteration, through `update`
+  bool broken_off_ = false;          ///< by an error: the state is none between two iterations any more
+  std::vector<bool> updated_;        ///< which optimizers in this iteration, through `update`
   bool updates_are_managed_ = true;  ///< as far as the last iteration tells
   bool epoch_open_ = false;
   std::optional<std::size_t> update_open_;

@@ -345,7 +345,8 @@ state::dict session::optimizer_types() const {
 
 // A snapshot inside an accumulation window carries the gradients that wait for the update.
 state::value session::gradients() const {
-  if (gradients_of_ == 0) return {};
+  // Those of an unfinished iteration are a part of nothing: it will be done again.
+  if (gradients_of_ == 0 || mid_iteration()) return {};
   state::list all;
   for (const auto& parameter : parameters_of(optimizers)) {
     auto& stored = all.emplace_back();

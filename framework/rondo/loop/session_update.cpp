@@ -66,7 +66,7 @@ void session::clip(std::size_t index) {
 
 std::optional<task<>> session::update_now(std::size_t index) {
   if (state_readers.size() > 0) return update_when_free(index);
-  updated_ = true;
+  updated_[index] = true;
   clip(index);
   gradients_of_ = 0;
   const auto& one = optimizers[index];
@@ -86,6 +86,8 @@ task<> session::update_when_free(std::size_t index) {
 
 task<> session::update_after(std::size_t index, task<> announced) {
   co_await std::move(announced);
+  // A subscriber of update_started may have had the state captured.
+  co_await state_readers.empty();
   const auto& one = optimizers[index];
   one.optimizer->step();
   update_open_.reset();

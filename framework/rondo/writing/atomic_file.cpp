@@ -253,12 +253,19 @@ std::vector<live_temporary> wait_for_live_temporaries(file_system& files, const 
 
 path announce_writing(file_system& files, const path& target, pid_t process) {
   const auto announcement = directory_of(target) / temporary_name(target, process);
+  bool made = false;
   try {
-    files.create(announcement, 0)->close();
+    const auto file = files.create(announcement, 0);
+    made = true;
+    file->close();
+    return announcement;
   } catch (const io_error&) {
-    return {};
   }
-  return announcement;
+  try {
+    if (made) files.remove(announcement);
+  } catch (const io_error&) {
+  }
+  return {};
 }
 
 void remove_temporaries_of(file_system& files, const path& target, pid_t process) {

@@ -8,7 +8,7 @@
 
 #include "rondo/error.hpp"
 
-/// What the parts of the file system of the operating system share; not for others.
+/// What the parts of the file system of the operating system share; for parts that talk to it themselves.
 namespace rondo::writing::posix {
 
 [[nodiscard]] io_error failure(const std::string& operation, const std::filesystem::path& file, int code,

@@ -169,7 +169,7 @@ class line : public std::enable_shared_from_this<line> {
   class attendance;
 
   static task<file_image> staged(std::shared_ptr<line> self, const write_request& request);
-  static task<> attend(std::shared_ptr<line> self);
+  static task<> attend(std::shared_ptr<line> self, std::unique_ptr<attendance> present);
   void attend_on(const executor& home);
 
   std::shared_ptr<job> hand_over(const path& target, file_image image);
@@ -275,7 +275,7 @@ task<write_receipt> line::write(std::shared_ptr<line> self, write_request reques
     file_image made = co_await staged(self, request);
     request.image.emplace(std::move(made));
   }
-  request.image->slot().hand_over();
+  if (request.replaceable) request.image->slot().hand_over();
   async_semaphore::permit alone;
   if (self->options_.full == writing::when_full::replace) alone = co_await self->turn_.acquire();
   if (!request.image->slot().begin_writing()) {
@@ -302,11 +302,10 @@ task<> line::close(std::shared_ptr<line> self) {
 void line::attend_on(const executor& home) {
   if (attended_) return;
   attended_ = true;
-  asio::co_spawn(home, attend(shared_from_this()), asio::detached);
+  asio::co_spawn(home, attend(shared_from_this(), std::make_unique<attendance>(*this)), asio::detached);
 }
 
-task<> line::attend(std::shared_ptr<line> self) {
-  const attendance present(*self);
+task<> line::attend(std::shared_ptr<line> self, [[maybe_unused]] std::unique_ptr<attendance> present) {
   try {
     for (auto next = self->step(); next; next = self->step()) co_await until(*next);
   } catch (...) {

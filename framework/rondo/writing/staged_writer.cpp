@@ -67,7 +67,10 @@ class staged_writer final : public writer {
       : name_(std::move(name)), files_(std::move(files)), memory_(options), engine_(std::move(engine)) {}
 
   task<write_receipt> write(write_request request) override {
-    if (request.image) return write_image(std::move(*request.image), std::move(request.target));
+    if (request.image) {
+      if (request.replaceable) request.image->slot().hand_over();
+      return write_image(std::move(*request.image), std::move(request.target));
+    }
     if (request.save) return save(std::move(request));
     return produce(std::move(request));
   }
@@ -83,7 +86,6 @@ class staged_writer final : public writer {
 
  private:
   task<write_receipt> write_image(file_image image, path target) {
-    image.slot().hand_over();
     turn mine(line_);
     co_await mine.come();
     const bool newest = image.slot().begin_writing();
@@ -98,6 +100,7 @@ class staged_writer final : public writer {
   task<write_receipt> produce(write_request request) {
     auto slot = co_await memory_.acquire(request.size, when_full::wait);
     auto image = filled(std::move(slot), request);
+    image.slot().hand_over();
     const write_receipt receipt = co_await write_image(std::move(image), std::move(request.target));
     co_return receipt;
   }

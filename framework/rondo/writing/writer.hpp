@@ -32,6 +32,8 @@ class write_request {
   producer produce;
   path_producer save;
   std::optional<file_image> image;
+  /// Whether a newer image may take its place before it is begun, if the writer's policy is `when_full::replace`.
+  bool replaceable = true;
 };
 
 /// Thrown by `writer::write` for a file that was never begun because a newer one took its place (`when_full::replace`).

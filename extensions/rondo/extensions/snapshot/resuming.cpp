@@ -33,6 +33,8 @@ task<> resuming::from_newest(snapshot_directory& directory) {
       break;
     } catch (const std::exception& e) {
       rejected.push_back({candidate.path, e.what()});
+    } catch (...) {
+      rejected.push_back({candidate.path, "an unknown exception"});
     }
   }
   co_await tell_rejected(rejected);

@@ -61,8 +61,13 @@ class snapshot_extension {
   }
 
   void attach(context& ctx) {
+    if (!in_use_.expired())
+      throw option_error("snapshot", "attached to two loops that run at the same time", "one extension for each loop");
+    auto used = std::make_shared<int>();
+    in_use_ = used;
     ctx_ = &ctx;
-    directory_.emplace(ctx.out(), ctx.name(), names_, !options_.savefun);
+    directory_.emplace(ctx.out(), ctx.name(), names_, !options_.savefun,
+                       [&ctx](const std::string& name) { return name != ctx.name() && ctx.has_extension(name); });
     taker_.emplace(ctx, taker_settings());
     metrics_.clear();
     cost_.reset();
@@ -77,7 +82,11 @@ class snapshot_extension {
     if (saves_loop()) ctx.on<event::snapshot_requested>([this]() -> task<> { return take_on_request(); });
     if (options_.snapshot_on_error) ctx.on<event::failed>([this]() -> task<> { return take_after_error(); });
     if (options_.report) ctx.on<event::iteration_started>([this] { report(); });
-    ctx.on_end<event::training_completed>([this](const event::training_completed& e) -> task<> { return finish(e); });
+    ended_ = false;
+    ctx.on_end<event::training_completed>([this, used = std::move(used)](const event::training_completed& e) mutable {
+      used.reset();
+      return finish(e);
+    });
   }
 
   /// The last values of the observations that the retention policy ranks by.
@@ -179,15 +188,26 @@ class snapshot_extension {
     s.whole_loop = saves_loop();
     s.verify = options_.verify;
     s.check = [this](const std::filesystem::path& path) { refuse_other_owner(path); };
+    s.describe = [this](checkpoint::snapshot_info& info) { describe(info); };
+    s.missing = [this](const extensions::snapshot_progress& done) {
+      if (!done.order.info.mid_iteration) taken_at_ = -1;
+    };
     s.durable = [this](const extensions::snapshot_progress& done) { is_durable(done); };
     s.failed = [this](const extensions::snapshot_progress& done) { has_failed(done); };
     return s;
   }
 
   [[nodiscard]] extensions::snapshot_order order(const std::string& suffix, bool mid_iteration) {
-    auto info = extensions::snapshot_info_of(ctx_->name(), ctx_->iteration(), ctx_->epoch(), mid_iteration);
-    info.metrics = metrics_;
+    checkpoint::snapshot_info info;
+    info.mid_iteration = mid_iteration;
+    describe(info);
     return {ctx_->out() / (file_name() + suffix), std::move(info)};
+  }
+
+  /// Once in the middle of an iteration, always so: training may go on before there is room for the snapshot.
+  void describe(checkpoint::snapshot_info& info) const {
+    info = extensions::snapshot_info_of(ctx_->name(), ctx_->iteration(), ctx_->epoch(), info.mid_iteration);
+    info.metrics = metrics_;
   }
 
   task<> take_when_due() {
@@ -216,7 +236,7 @@ class snapshot_extension {
     if (taken_at_ == ctx_->execution()) co_return;
     taken_at_ = ctx_->execution();
     auto regular = order("", false);
-    regular.insist = ctx_->stop_requested();  // there will be no other
+    regular.insist = ended_ || ctx_->stop_requested();  // there will be no other
     co_await taker_->take(std::move(regular));
   }
 
@@ -224,6 +244,7 @@ class snapshot_extension {
     const bool in_the_middle = ctx_->mid_iteration();
     auto wanted = order(in_the_middle ? ".mid_iteration" : "", in_the_middle);
     wanted.insist = wanted.awaited = true;
+    if (!in_the_middle) wanted.pause = ctx_->hold_training();
     co_await taker_->take(std::move(wanted));
   }
 
@@ -232,13 +253,18 @@ class snapshot_extension {
     last.insist = last.awaited = true;
     const auto path = last.path;
     co_await taker_->take(std::move(last));
+    if (ended_) co_await options_.writer->close();
     log::warn(
         fmt::format("training failed; its last state, taken in the middle of an iteration, is in '{}'", path.string()));
   }
 
   task<> finish(const event::training_completed& e) {
-    // A signal may have stopped training between two iterations.
-    const bool missing = options_.final && !e.error && trained_ && taken_at_ != ctx_->execution();
+    ended_ = true;
+    const bool failed = e.error != nullptr;
+    co_await taker_->finish();
+    // A signal may have stopped training between two iterations, and the last snapshot may have been skipped.
+    const bool wanted = options_.final || (saves_loop() && ctx_->snapshot_wanted());
+    const bool missing = wanted && !failed && trained_ && taken_at_ != ctx_->execution();
     std::exception_ptr error;
     try {
       if (missing) co_await take_regular();
@@ -260,6 +286,12 @@ class snapshot_extension {
 
   void is_durable(const extensions::snapshot_progress& done) {
     const auto& info = done.order.info;
+    directory_->note({.path = done.order.path,
+                      .iteration = info.iteration,
+                      .epoch = info.epoch,
+                      .created = info.created,
+                      .metrics = info.metrics},
+                     info.mid_iteration);
     if (options_.retain && !info.mid_iteration) directory_->retain(*options_.retain, info.iteration, done.order.path);
     if (options_.report) cost_ = {done.receipt.bytes, done.stall_seconds, done.total_seconds};
   }
@@ -270,6 +302,8 @@ class snapshot_extension {
       std::rethrow_exception(done.error);
     } catch (const std::exception& e) {
       log::error(fmt::format("the snapshot '{}' failed, training goes on: {}", done.order.path.string(), e.what()));
+    } catch (...) {
+      log::error(fmt::format("the snapshot '{}' failed, training goes on", done.order.path.string()));
     }
   }
 
@@ -337,6 +371,8 @@ class snapshot_extension {
   std::optional<cost> cost_;
   std::int64_t taken_at_ = -1;  // execution number of the last regular snapshot
   bool trained_ = false;
+  bool ended_ = false;
+  std::weak_ptr<int> in_use_;  // by a run
 };
 
 }  // namespace

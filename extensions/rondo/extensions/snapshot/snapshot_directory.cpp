@@ -17,13 +17,16 @@ namespace rondo::extensions {
 namespace {
 
 /// Nothing when the file is gone.
-std::optional<std::int64_t> modification_time(const std::filesystem::path& file) {
+std::optional<struct stat> inspect(const std::filesystem::path& file) {
   struct stat about {};
   if (::lstat(file.c_str(), &about) != 0) return std::nullopt;
-  return static_cast<std::int64_t>(about.st_mtim.tv_sec) * 1'000'000'000 + about.st_mtim.tv_nsec;
+  return about;
 }
 
-std::int64_t created(const std::filesystem::path& file) { return modification_time(file).value_or(0) / 1'000'000'000; }
+std::int64_t created(const std::filesystem::path& file) {
+  const auto about = inspect(file);
+  return about ? static_cast<std::int64_t>(about->st_mtim.tv_sec) : 0;
+}
 
 std::int64_t seconds_now() {
   return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
@@ -41,11 +44,13 @@ bool begins_like_a_checkpoint(const std::filesystem::path& file) {
 }  // namespace
 
 snapshot_directory::snapshot_directory(std::filesystem::path directory, std::string owner,
-                                       std::optional<writing::file_name_template> names, bool has_manifest)
+                                       std::optional<writing::file_name_template> names, bool has_manifest,
+                                       std::function<bool(const std::string& name)> is_other)
     : directory_(std::move(directory)),
       owner_(std::move(owner)),
       names_(std::move(names)),
-      has_manifest_(has_manifest) {}
+      has_manifest_(has_manifest),
+      is_other_(std::move(is_other)) {}
 
 std::vector<snapshot_record> snapshot_directory::list(std::vector<rejected_snapshot>* rejected) {
   std::vector<snapshot_record> found;
@@ -56,7 +61,7 @@ std::vector<snapshot_record> snapshot_directory::list(std::vector<rejected_snaps
     try {
       if (auto record = record_of(entry)) found.push_back(std::move(*record));
     } catch (const std::exception& e) {
-      const bool gone = !modification_time(path) && entry.kind == writing::file_kind::regular;
+      const bool gone = !inspect(path) && entry.kind == writing::file_kind::regular;
       if (rejected != nullptr && !gone) rejected->push_back({path, e.what()});
     }
   }
@@ -74,13 +79,27 @@ std::optional<snapshot_record> snapshot_directory::record_of(const writing::dire
                            ? "is a symbolic link, which is not followed; copy or move the file itself here"
                            : "has the name of a snapshot, but is no regular file");
   if (!has_manifest_) return record_by_name(path);
-  const auto modified = modification_time(path);
-  if (!modified) return std::nullopt;
+  const auto seen = stamp_of(path);
+  if (!seen) return std::nullopt;
   const auto it = known_.find(entry.name);
-  if (it != known_.end() && it->second.size == entry.size && it->second.modified == *modified) return it->second.record;
+  if (it != known_.end() && it->second.seen == *seen) return it->second.record;
   auto record = record_inside(path);
-  known_.insert_or_assign(entry.name, known{entry.size, *modified, record});
+  known_.insert_or_assign(entry.name, known{*seen, record});
   return record;
+}
+
+std::optional<snapshot_directory::stamp> snapshot_directory::stamp_of(const std::filesystem::path& file) {
+  const auto about = inspect(file);
+  if (!about) return std::nullopt;
+  return stamp{static_cast<std::uint64_t>(about->st_size),
+               static_cast<std::int64_t>(about->st_mtim.tv_sec) * 1'000'000'000 + about->st_mtim.tv_nsec};
+}
+
+void snapshot_directory::note(snapshot_record written, bool mid_iteration) {
+  const auto seen = stamp_of(written.path);
+  if (!seen || !has_manifest_) return;
+  const auto name = written.path.filename().string();
+  known_.insert_or_assign(name, known{*seen, mid_iteration ? std::nullopt : std::optional(std::move(written))});
 }
 
 void snapshot_directory::retain(const retention& policy, std::int64_t now,
@@ -103,7 +122,12 @@ void snapshot_directory::retain(const retention& policy, std::int64_t now,
 }
 
 std::optional<std::string> snapshot_directory::other_owner(const std::filesystem::path& path) const {
-  if (!has_manifest_ || !modification_time(path)) return std::nullopt;
+  const auto seen = stamp_of(path);
+  if (!has_manifest_ || !seen) return std::nullopt;
+  const auto it = known_.find(path.filename().string());
+  const bool is_mine =
+      it != known_.end() && it->second.seen == *seen && it->second.record && !it->second.record->foreign;
+  if (is_mine) return std::nullopt;
   try {
     const auto reader = checkpoint::reader::open(path);
     if (!reader.info() || reader.info()->info.made_by == owner_) return std::nullopt;
@@ -147,7 +171,7 @@ std::optional<snapshot_record> snapshot_directory::record_inside(const std::file
     return record;
   }
   const auto& info = reader.info()->info;
-  const bool ours = names_ || info.made_by == owner_;
+  const bool ours = info.made_by == owner_ || (names_ && !is_other_(info.made_by));
   if (info.mid_iteration || !ours) return std::nullopt;
   record.iteration = info.iteration;
   record.epoch = info.epoch;

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <optional>
 #include <string>
@@ -25,8 +26,10 @@ class snapshot_directory {
   /// With a template, files count whose names it makes; without one (callable names), files whose manifest says that
   /// the extension `owner` made them. `has_manifest` is false for files of a user's own serialization, whose iteration
   /// is taken from the name.
+  /// `is_other` tells the names of other extensions, whose files never count.
   snapshot_directory(std::filesystem::path directory, std::string owner,
-                     std::optional<writing::file_name_template> names, bool has_manifest);
+                     std::optional<writing::file_name_template> names, bool has_manifest,
+                     std::function<bool(const std::string& name)> is_other);
 
   /// Newest first, by recorded iteration, then by name. Snapshots taken in the middle of an iteration do not count;
   /// files of pytorch-pfn-extras, which have no manifest, count by the iteration in their state. Files that cannot be
@@ -38,16 +41,19 @@ class snapshot_directory {
   /// `newest` stays in any case. Throws nothing: a directory that cannot be listed is a warning.
   void retain(const retention& policy, std::int64_t now, const std::filesystem::path& newest) noexcept;
 
+  /// Remembers a file that this extension has just written, so that it need not be read again.
+  void note(snapshot_record written, bool mid_iteration);
+
   /// The name of the extension whose snapshot is at `path`, if it is another one.
   [[nodiscard]] std::optional<std::string> other_owner(const std::filesystem::path& path) const;
 
  private:
-  struct known {
+  struct stamp {
     std::uint64_t size;
     std::int64_t modified;
-    std::optional<snapshot_record> record;  // none: not one that counts
+    friend bool operator==(const stamp&, const stamp&) = default;
   };
-
+  [[nodiscard]] static std::optional<stamp> stamp_of(const std::filesystem::path& file);
   [[nodiscard]] std::optional<snapshot_record> record_of(const writing::directory_entry& entry);
   [[nodiscard]] bool may_be_ours(const writing::directory_entry& entry) const;
   [[nodiscard]] std::optional<snapshot_record> record_inside(const std::filesystem::path& file) const;
@@ -57,6 +63,11 @@ class snapshot_directory {
   std::string owner_;
   std::optional<writing::file_name_template> names_;
   bool has_manifest_;
+  std::function<bool(const std::string& name)> is_other_;
+  struct known {
+    stamp seen;
+    std::optional<snapshot_record> record;  // none: not one that counts
+  };
   std::map<std::string, known> known_;  // what has been read, so that retention need not read it again
 };
 

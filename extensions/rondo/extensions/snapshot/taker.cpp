@@ -52,12 +52,18 @@ task<> snapshot_taker::take(snapshot_order order) {
   if (!p->order.awaited) co_return;
   co_await p->unfinished.empty();
   if (p->error) std::rethrow_exception(p->error);
+  if (p->skipped) throw writing::write_superseded(*p->skipped);
 }
 
 void snapshot_taker::prepare() {
   auto* const memory = settings_.save ? nullptr : settings_.writer->memory();
   if (memory == nullptr || bytes_ > 0) return;
-  plan({});
+  try {
+    plan(std::make_shared<snapshot_progress>(snapshot_order()));
+  } catch (const std::exception& e) {
+    log::debug(fmt::format("no memory is prepared for snapshots: {}", e.what()));  // the snapshot itself will say so
+    return;
+  }
   planner_.release();
   ctx_.spawn([this, memory]() -> task<> { co_await memory->prepare(bytes_); });
 }
@@ -79,6 +85,14 @@ task<> snapshot_taker::begin(progress p) {
   } catch (...) {
     p->error = std::current_exception();
   }
+  if (!p->in_background) give_back(p);
+}
+
+/// What a snapshot that has ended, well or not, may no longer keep from others.
+void snapshot_taker::give_back(const progress& p) {
+  p->reading.leave();
+  p->order.pause.leave();
+  p->taken.reset();
 }
 
 task<> snapshot_taker::write_by_name(progress p) {
@@ -92,7 +106,8 @@ task<> snapshot_taker::write_by_name(progress p) {
 
 /// From live memory; training waits.
 task<> snapshot_taker::write_now(progress p) {
-  const auto state = plan(p->order.info);
+  const auto mine = co_await turn_.acquire();
+  const auto state = plan(p);
   p->reading = ctx_.hold_state();
   const auto& file = planner_.file();
   std::optional<capture> copied;
@@ -113,14 +128,14 @@ task<> snapshot_taker::write_now(progress p) {
 }
 
 task<> snapshot_taker::start_in_background(progress p, writing::staging& memory) {
-  if (bytes_ == 0) plan(p->order.info);
+  if (bytes_ == 0) plan(p);
   auto slot = co_await room(memory, bytes_, p->order.insist);
   // Planned when there is room, because the state may have changed while there was none.
-  auto state = slot ? plan(p->order.info) : state::value();
+  auto state = slot ? plan(p) : state::value();
   while (slot && slot->memory().size() < bytes_) {
     slot.reset();
     slot = co_await room(memory, bytes_, p->order.insist);
-    state = plan(p->order.info);
+    state = slot ? plan(p) : state::value();
   }
   if (!slot) {
     p->skipped =
@@ -129,6 +144,7 @@ task<> snapshot_taker::start_in_background(progress p, writing::staging& memory)
   }
   p->taken = std::make_shared<capture>(planner_, std::move(slot), resting(state));
   planner_.release();
+  p->order.pause.leave();
   p->reading = ctx_.hold_state();
   ctx_.spawn([this, p]() -> task<> { co_await go_on(p); });
   // The copying begins before training goes on: it may be a while until training lets anybody else run.
@@ -147,8 +163,7 @@ task<> snapshot_taker::go_on(progress p) {
   } catch (...) {
     p->error = std::current_exception();
   }
-  p->reading.leave();
-  p->taken.reset();
+  give_back(p);
   co_await conclude(p);
 }
 
@@ -162,6 +177,7 @@ task<> snapshot_taker::copy(progress p) {
 
 task<> snapshot_taker::write_copy(progress p) {
   writing::write_request request(p->order.path, p->taken->image());
+  request.replaceable = !p->order.insist;
   p->taken.reset();  // the writer alone decides how long the memory is needed
   p->receipt = co_await settings_.writer->write(std::move(request));
 }
@@ -176,7 +192,10 @@ task<> snapshot_taker::conclude(progress p) {
   p->total_seconds = seconds_since(p->started);
   if (!p->in_background) p->stall_seconds = p->total_seconds;
   try {
-    if (!p->error && !p->skipped) settings_.durable(*p);
+    if (p->error || p->skipped)
+      settings_.missing(*p);
+    else
+      settings_.durable(*p);
     co_await announce(p);
   } catch (...) {
     if (p->error)
@@ -210,18 +229,15 @@ task<> snapshot_taker::announce(progress p) {
 /// A slot, or nullptr if this snapshot is to be skipped.
 task<std::shared_ptr<writing::staging_slot>> snapshot_taker::room(writing::staging& memory, std::uint64_t bytes,
                                                                   bool insist) {
-  const executor home = co_await asio::this_coro::executor;
-  auto slot = co_await memory.acquire(bytes);
-  while (!slot && insist) {
-    co_await asio::post(home, asio::use_awaitable);
-    slot = co_await memory.acquire(bytes);
-  }
-  co_return slot;
+  auto policy = memory.options().full;
+  if (insist && policy == writing::when_full::skip) policy = writing::when_full::wait;
+  return memory.acquire(bytes, policy);
 }
 
-state::value snapshot_taker::plan(const checkpoint::snapshot_info& info) {
+state::value snapshot_taker::plan(const progress& p) {
   auto state = settings_.collect();
-  planner_.plan(state, info);
+  settings_.describe(p->order.info);
+  planner_.plan(state, p->order.info);
   bytes_ = writing::file_image::memory_for(planner_.file().size(), planner_.file().checksum_count());
   return state;
 }
@@ -230,10 +246,15 @@ resting_storages snapshot_taker::resting(const state::value& state) const {
   resting_storages all;
   for (const auto& one : ctx_.optimizers()) {
     for (const auto& group : one.optimizer->param_groups())
-      for (const auto& parameter : group.params()) add_storages(parameter, all);
+      for (const auto& parameter : group.params())
+        if (parameter.defined()) add_storages(parameter, all);
     if (!settings_.whole_loop) add_storages(state::optimizer_state(*one.optimizer), all);
   }
   if (settings_.whole_loop) add_storages(state.at("optimizers"), all);
+  // Buffers change in the forward pass, also those that share their memory with parameters.
+  for (const auto& one : ctx_.models())
+    for (const auto& buffer : one.module->buffers())
+      if (buffer.defined() && buffer.has_storage()) all.erase(buffer.storage().unsafeGetStorageImpl());
   return all;
 }
 

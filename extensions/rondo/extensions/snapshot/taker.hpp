@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "rondo/async/semaphore.hpp"
 #include "rondo/async/wait_group.hpp"
 #include "rondo/checkpoint/planner.hpp"
 #include "rondo/extensions/snapshot/capture.hpp"
@@ -27,6 +28,8 @@ struct snapshot_order {
   bool insist = false;
   /// Whether whoever orders it waits until it is durable, and gets its error.
   bool awaited = false;
+  /// Keeps training between two iterations until the state has been captured.
+  wait_group::member pause = {};
 };
 
 /// Where a snapshot stands, and what it has cost so far.
@@ -65,8 +68,12 @@ class snapshot_taker {
     bool verify = false;
     /// Before anything is written; may throw.
     std::function<void(const std::filesystem::path&)> check;
+    /// Fills in what the present state says about itself.
+    std::function<void(checkpoint::snapshot_info&)> describe;
     /// When a snapshot is durable.
     std::function<void(const snapshot_progress&)> durable;
+    /// When there will be no file, for whatever reason.
+    std::function<void(const snapshot_progress&)> missing;
     /// What becomes of the error of a snapshot that nobody awaits; may throw, which ends training.
     std::function<void(const snapshot_progress&)> failed;
   };
@@ -97,12 +104,14 @@ class snapshot_taker {
   task<> conclude(progress p);
   task<> announce(progress p);
   task<std::shared_ptr<writing::staging_slot>> room(writing::staging& memory, std::uint64_t bytes, bool insist);
-  state::value plan(const checkpoint::snapshot_info& info);
+  state::value plan(const progress& p);
+  void give_back(const progress& p);
   [[nodiscard]] resting_storages resting(const state::value& state) const;
 
   context& ctx_;
   settings settings_;
   checkpoint::planner planner_;
+  async_semaphore turn_{1};  // among writes from live memory, which share the plan
   std::uint64_t bytes_ = 0;  // of staging memory, for the state as it was planned last
   wait_group unfinished_;
 };
