@@ -241,8 +241,16 @@ def everywhere(judge, writer, size, how):
             run = judge.run(writer, size, whom, f"{name}:{how}:when={nth}")
             hit |= run.hit()
             yield run
-        # Changing flags changes no file; two threads do it as often as each other, and cannot be told apart.
-        missed = {place for place in places if place.name != "fcntl"} - hit
+        # Which of two threads writes a piece is a matter of timing: try again, then be content with one of the kind.
+        for place in sorted(set(places) - hit, key=str):
+            for _ in range(3):
+                if place in hit:
+                    break
+                name, nth = places[place]
+                run = judge.run(writer, size, whom, f"{name}:{how}:when={nth}")
+                hit |= run.hit()
+                yield run
+        missed = {(place.name, place.what) for place in places} - {(place.name, place.what) for place in hit}
         assert not missed, f"{writer}: never happened at {missed}"
 
 

@@ -224,16 +224,16 @@ class line::presence {
 // Somebody attends for as long as the coroutine has this in its frame, also if the event loop destroys that.
 class line::attendance {
  public:
-  explicit attendance(line& attended) noexcept : line_(attended) {}
+  explicit attendance(std::shared_ptr<line> attended) noexcept : line_(std::move(attended)) {}
   attendance(const attendance&) = delete;
   attendance& operator=(const attendance&) = delete;
   ~attendance() {
-    line_.attended_ = false;
-    resume_all(line_.waiting_for_idleness_);
+    line_->attended_ = false;
+    resume_all(line_->waiting_for_idleness_);
   }
 
  private:
-  line& line_;
+  std::shared_ptr<line> line_;  // its own: the order in which a frame lets go of parameters is the compiler's affair
 };
 
 path from_root(const path& target) {
@@ -302,7 +302,7 @@ task<> line::close(std::shared_ptr<line> self) {
 void line::attend_on(const executor& home) {
   if (attended_) return;
   attended_ = true;
-  asio::co_spawn(home, attend(shared_from_this(), std::make_unique<attendance>(*this)), asio::detached);
+  asio::co_spawn(home, attend(shared_from_this(), std::make_unique<attendance>(shared_from_this())), asio::detached);
 }
 
 task<> line::attend(std::shared_ptr<line> self, [[maybe_unused]] std::unique_ptr<attendance> present) {
