@@ -275,6 +275,17 @@ TEST_CASE("a worker that is destroyed waits for its work, but not longer than th
     support::started root(w, body);
     w.loop.poll();
   }
+  SECTION("with a limit it gives up, also when the work had not begun yet") {
+    // The thread begins at some time during the wait: earlier or later each time.
+    for (int i = 0; i < 200; ++i) {
+      worker helper;
+      auto hang = [held, alive] { held->pass(); };
+      world w;
+      auto body = [&]() -> task<> { co_await helper.run_within(100us, hang); };
+      support::started root(w, body);
+      w.loop.poll();
+    }
+  }
   held->open();
   spin_until([&] { return alive.use_count() == 1; });
 }

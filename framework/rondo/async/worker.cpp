@@ -96,6 +96,7 @@ class worker_thread : public std::enable_shared_from_this<worker_thread> {
     if (waiting_.empty()) return nullptr;
     current_ = std::move(waiting_.front());
     waiting_.pop_front();
+    changed_.notify_all();  // whoever waits for the end can count the time limit of this work from now on
     return current_;
   }
 
