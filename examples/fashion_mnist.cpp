@@ -2,8 +2,9 @@
 //
 //   fashion_mnist --model cnn --epochs 3 --out result
 //
-// prints a table with one row per epoch and writes a log and snapshots to result/. Interrupt it (Ctrl-C or even kill
-// -9) and run the same command again: it goes on from the newest good snapshot. A snapshot opens in Python:
+// prints a table with one row per epoch and writes a log and snapshots to result/. Interrupt it (Ctrl-C, SIGTERM, or
+// even kill -9) and run the same command again: it goes on from the newest good snapshot, and ends with the same bits
+// as if nobody had interrupted it. --workers may be another number then. A snapshot opens in Python:
 //
 //   python3 -c "import torch; print(torch.load('result/snapshot_iter_938').keys())"
 //
@@ -11,19 +12,22 @@
 //
 //   {"epoch":3,"iteration":2814,"resumed_from":null,"state_digest":"…","stop_reason":"3 epochs completed",
 //    "train/loss":0.2…,"validation/accuracy":0.89…}
+//
+// Exit status: 0 when training has come to its end, 143 after SIGTERM and 130 after Ctrl-C (with a snapshot of the last
+// iteration), 124 when --grace-period was over first, 1 for an error, 2 for options that make no sense.
 
 #include <torch/nn.h>
 #include <torch/optim.h>
 
 #include <CLI/CLI.hpp>
-#include <cstdio>
-#include <fstream>
+#include <chrono>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <rondo/extensions.hpp>
 #include <rondo/rondo.hpp>
 
 namespace F = torch::nn::functional;
+namespace data = rondo::data;
 
 namespace {
 
@@ -33,14 +37,20 @@ struct settings {
   std::int64_t epochs = 3;
   std::int64_t max_iterations = 0;
   std::int64_t batch_size = 64;
+  std::int64_t limit = 60000;
+  std::int64_t workers = 2;
+  bool augment = false;
   std::uint64_t seed = 1;
   double lr = 1e-3;
+  std::string schedule = "constant";
+  std::int64_t patience = 0;
   std::string optimizer = "adam";
   std::string model = "cnn";
   std::string writer = "thread";
   std::string snapshot_every = "1ep";
   std::int64_t n_retains = 3;
   bool no_autoload = false;
+  double grace_period = 0;
   int threads = 0;
   bool quiet = false;
 };
@@ -67,7 +77,8 @@ struct cnn_net : torch::nn::Module {
   torch::Tensor forward(torch::Tensor x) {
     x = torch::relu(torch::max_pool2d(conv1(x), 2));
     x = torch::relu(torch::max_pool2d(norm(conv2(x)), 2));
-    return output(torch::relu(hidden(x.flatten(1))));
+    return output(
+        F::dropout(torch::relu(hidden(x.flatten(1))), F::DropoutFuncOptions().p(0.2).training(is_training())));
   }
 
   torch::nn::Conv2d conv1{nullptr};
@@ -100,8 +111,21 @@ settings parse(int argc, char** argv) {
   app.add_option("--batch-size", s.batch_size)
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{60000}))
       ->capture_default_str();
-  app.add_option("--seed", s.seed, "of weights and data order")->capture_default_str();
+  app.add_option("--limit", s.limit, "images to use at most, of those for training and of those for testing")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{60000}))
+      ->capture_default_str();
+  app.add_option("--workers", s.workers, "threads that prepare batches (0: none, the same results)")
+      ->check(CLI::Range(std::int64_t{0}, std::int64_t{64}))
+      ->capture_default_str();
+  app.add_flag("--augment", s.augment, "mirror and move images at random, with noise");
+  app.add_option("--seed", s.seed, "of weights, data order and augmentation")->capture_default_str();
   app.add_option("--lr", s.lr, "learning rate")->check(CLI::PositiveNumber)->capture_default_str();
+  app.add_option("--schedule", s.schedule, "of the learning rate")
+      ->check(CLI::IsMember({"constant", "cosine", "step", "plateau"}))
+      ->capture_default_str();
+  app.add_option("--patience", s.patience, "stop after so many epochs without a better accuracy (0: never)")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   app.add_option("--optimizer", s.optimizer)
       ->check(CLI::IsMember({"sgd", "adam", "adamw", "rmsprop", "adagrad"}))
       ->capture_default_str();
@@ -112,6 +136,9 @@ settings parse(int argc, char** argv) {
   app.add_option("--snapshot-every", s.snapshot_every, "such as 100it, 1ep or 0.5ep")->capture_default_str();
   app.add_option("--n-retains", s.n_retains, "snapshots to keep (-1: all)")->capture_default_str();
   app.add_flag("--no-autoload", s.no_autoload, "start afresh although there are snapshots");
+  app.add_option("--grace-period", s.grace_period, "seconds in which to end after a signal (0: no limit)")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
   app.add_option("--threads", s.threads, "of LibTorch (0: its own choice)")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
@@ -137,6 +164,48 @@ std::unique_ptr<torch::optim::Optimizer> make_optimizer(const settings& s,
   return std::make_unique<torch::optim::Adam>(parameters, torch::optim::AdamOptions(s.lr));
 }
 
+/// Each image mirrored or not, moved by up to two pixels, and with noise. All chance comes from `random`, which depends
+/// on the seed, the epoch and the batch alone, not on who prepares it and when.
+data::example augmented(const data::example& batch, data::random_sequence& random) {
+  const auto noise = torch::randn(batch.data.sizes(), data::torch_generator(random), torch::TensorOptions());
+  const auto padded = torch::constant_pad_nd(batch.data, {2, 2, 2, 2});
+  auto images = torch::empty_like(batch.data);
+  for (std::int64_t i = 0; i < images.size(0); ++i) {
+    const auto down = static_cast<std::int64_t>(random.below(5));
+    const auto right = static_cast<std::int64_t>(random.below(5));
+    auto image = padded[i].narrow(1, down, images.size(2)).narrow(2, right, images.size(3));
+    if (random.below(2) == 1) image = image.flip(2);
+    images[i].copy_(image);
+  }
+  return {images.add_(noise, 0.05), batch.target};
+}
+
+auto training_batches(const settings& s) {
+  const auto prepare = [augment = s.augment](data::example batch, data::random_sequence& random) {
+    return augment ? augmented(batch, random) : std::move(batch);
+  };
+  return data::fashion_mnist(s.data, data::split::train) | data::take(s.limit) | data::shuffle(s.seed) |
+         data::batch(s.batch_size) | data::transform(prepare, s.seed) | data::prefetch(8, s.workers);
+}
+
+rondo::schedule make_schedule(const settings& s) {
+  if (s.schedule == "cosine") return rondo::schedules::cosine(rondo::epochs(s.epochs));
+  if (s.schedule == "step") return rondo::schedules::step(rondo::epochs(1), 0.5);
+  if (s.schedule == "plateau") return rondo::schedules::reduce_on_plateau({.factor = 0.3, .patience = 1});
+  return rondo::schedules::constant();
+}
+
+rondo::loop_options make_options(const settings& s) {
+  rondo::loop_options options{.max_epochs = s.epochs, .out = s.out};
+  if (s.max_iterations > 0) options.max_iterations = s.max_iterations;
+  if (s.patience > 0)
+    options.stop_trigger = rondo::early_stopping({.monitor = "validation/accuracy", .patience = s.patience});
+  if (s.grace_period > 0)
+    options.grace_period =
+        std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::duration<double>(s.grace_period));
+  return options;
+}
+
 /// Keeps the last line of the log for the JSON object at the end; saved, so that a resumed run that has nothing left to
 /// do still knows it.
 struct last_entry {
@@ -158,22 +227,18 @@ template <class Net>
 int train(const settings& s) {
   auto model = std::make_shared<Net>();
   const auto optimizer = make_optimizer(s, model->parameters());
-  auto train_batches = rondo::data::fashion_mnist(s.data, rondo::data::split::train) | rondo::data::shuffle(s.seed) |
-                       rondo::data::batch(s.batch_size);
-  auto test_batches = rondo::data::fashion_mnist(s.data, rondo::data::split::test) | rondo::data::batch(500);
-
-  rondo::loop_options options{.max_epochs = s.epochs, .out = s.out};
-  if (s.max_iterations > 0) options.max_iterations = s.max_iterations;
-  rondo::loop loop(model, *optimizer, train_batches, F::cross_entropy, std::move(options));
+  auto test_batches = data::fashion_mnist(s.data, data::split::test) | data::take(s.limit) | data::batch(500);
+  rondo::loop loop(model, *optimizer, training_batches(s), F::cross_entropy, make_options(s));
 
   auto last = std::make_shared<last_entry>();
   loop | rondo::evaluator(test_batches, rondo::metrics::accuracy())  //
+      | rondo::lr_scheduler(make_schedule(s))                        //
       | rondo::log_report()                                          //
       | rondo::make_extension("last_entry", last);
   if (!s.quiet)
     loop |
         rondo::print_report(
-            {"epoch", "iteration", "train/loss", "validation/loss", "validation/accuracy", "elapsed_time"}) |
+            {"epoch", "iteration", "lr", "train/loss", "validation/loss", "validation/accuracy", "elapsed_time"}) |
         rondo::progress_bar();
   loop | rondo::snapshot({.n_retains = s.n_retains, .autoload = !s.no_autoload, .writer = writer_of(s.writer)})
              .triggered(rondo::every(rondo::parse_period("--snapshot-every", s.snapshot_every)));
@@ -194,7 +259,7 @@ int train(const settings& s) {
     std::cerr << "fashion_mnist: the result cannot be written to stdout\n";
     return 1;
   }
-  return 0;
+  return rondo::exit_code(result);
 }
 
 }  // namespace

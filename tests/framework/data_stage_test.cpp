@@ -2,18 +2,22 @@
 
 #include <ATen/Functions.h>
 
+#include <array>
 #include <cstdint>
 #include <list>
 #include <range/v3/view/iota.hpp>
 #include <range/v3/view/take.hpp>
 #include <range/v3/view/transform.hpp>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "rondo/data/batch.hpp"
 #include "rondo/data/shuffle.hpp"
+#include "rondo/data/take.hpp"
 #include "rondo/data/transform.hpp"
 #include "support/catch.hpp"
+#include "support/pipelines.hpp"
 
 using namespace rondo;
 
@@ -157,6 +161,55 @@ TEST_CASE("the epoch passes through range-v3's views of one range", "[data][stag
   const auto first = *view.begin();
   data::set_epoch(view, 1);
   REQUIRE(*view.begin() != first);
+}
+
+TEST_CASE("the device passes through all stages to whoever wants to know it", "[data][stage]") {
+  struct listener : std::vector<int> {
+    using std::vector<int>::vector;
+    void set_device(c10::Device device) { devices.push_back(device.str()); }
+    std::vector<std::string> devices;
+  };
+  listener set{1, 2, 3};
+  auto view = set | data::shuffle(1) | data::transform([](int n) { return n; }) |
+              ranges::views::transform([](int n) { return n; }) | data::take(2) | data::batch(2);
+  data::set_device(view, c10::Device(c10::kCUDA, 1));
+  REQUIRE(set.devices == std::vector<std::string>{"cuda:1"});
+  std::list<int> list{1, 2, 3};
+  auto stream = list | data::shuffle(1) | data::transform([](int n) { return n; }) | data::take(2) | data::batch(2);
+  data::set_device(stream, c10::kCPU);
+  REQUIRE(read(stream | data::transform([](const std::vector<int>& b) { return static_cast<int>(b.size()); })) ==
+          std::vector{2});
+}
+
+TEST_CASE("a stage over a seekable stream begins where it was told to, once", "[data][stage]") {
+  auto view = testing::seekable_stream(10) | data::transform([](std::int64_t n, data::place at) {
+                return std::vector{n, at.index};
+              }) |
+              data::batch(2);
+  static_assert(decltype(view)::position_fields == 2);
+  auto it = view.begin();
+  ++it;
+  ++it;
+  const auto third = view.tell();
+  const auto expected = *it;
+  REQUIRE(third == std::array<std::int64_t, 2>{47, 4});
+  auto copy = view;
+  for (auto* each : {&view, &copy}) {
+    each->seek(third);
+    REQUIRE(*each->begin() == expected);
+    REQUIRE((*each->begin()).front() == std::vector<std::int64_t>{0, 0});
+  }
+}
+
+TEST_CASE("only streams of a seekable range can be told where to begin", "[data][stage]") {
+  const auto stages = data::transform([](std::int64_t n) { return n; }) | data::take(3) | data::batch(2);
+  static_assert(data::detail::seekable<decltype(testing::seekable_stream() | stages)>);
+  static_assert(data::detail::seekable<decltype(testing::wide_stream() | stages)>);
+  static_assert(!data::detail::seekable<decltype(testing::number_stream() | stages)>);
+  static_assert(!data::detail::seekable<decltype(std::list<std::int64_t>() | stages)>);
+  static_assert(data::detail::position_fields<decltype(testing::wide_stream() | stages)> == 4);
+  static_assert(data::detail::position_fields<decltype(testing::number_stream() | stages)> == 0);
+  REQUIRE((testing::wide_stream(4) | stages).begin() != ranges::default_sentinel_t());
 }
 
 TEST_CASE("a range without epochs is left alone", "[data][stage]") {

@@ -5,9 +5,11 @@
 #include <range/v3/view/iota.hpp>
 #include <range/v3/view/istream.hpp>
 #include <sstream>
+#include <type_traits>
 #include <vector>
 
 #include "rondo/data/shuffle.hpp"
+#include "rondo/data/transform.hpp"
 #include "rondo/error.hpp"
 #include "support/catch.hpp"
 
@@ -39,6 +41,13 @@ TEST_CASE("take gives the first elements, or all", "[data][take]") {
   static_assert(ranges::random_access_range<const decltype(numbers | data::take(3))>);
 }
 
+TEST_CASE("limit is another name of take", "[data][take]") {
+  const std::vector<int> numbers{1, 2, 3, 4};
+  REQUIRE(read(numbers | data::limit(3)) == std::vector{1, 2, 3});
+  static_assert(std::is_same_v<decltype(numbers | data::limit(3)), decltype(numbers | data::take(3))>);
+  REQUIRE_THROWS_AS(data::limit(-1), option_error);
+}
+
 TEST_CASE("take ends an endless range", "[data][take]") {
   REQUIRE(read(ranges::views::iota(5) | data::take(3)) == std::vector{5, 6, 7});
 }
@@ -48,6 +57,13 @@ TEST_CASE("take reads no further than it must", "[data][take]") {
   REQUIRE(read(ranges::istream_view<int>(in) | data::take(2)) == std::vector{1, 2});
   int next = 0;
   in >> next;
+  REQUIRE(next == 3);
+  REQUIRE(read(ranges::views::iota(4) | data::transform([&](int n) {
+                 ++next;
+                 return n;
+               }) |
+               data::take(0))
+              .empty());
   REQUIRE(next == 3);
 }
 

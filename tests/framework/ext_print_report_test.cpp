@@ -1,4 +1,5 @@
 #include <cmath>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -128,6 +129,64 @@ TEST_CASE("print_report warns of what it could not print", "[extensions][print_r
     l.run();
     CHECK(contains(said.text(), "no entry had 'trian/loss'; there are: elapsed_time, epoch, iteration, train/loss"));
   }
+}
+
+TEST_CASE("print_report goes on with the columns of the first entry, and warns of nothing that was printed before",
+          "[extensions][print_report][resume]") {
+  temporary_directory dir;
+  const auto step = [](context& ctx, int index) {
+    ctx.report("late", index);
+    if (ctx.iteration() == 0) ctx.report("early", 1);
+  };
+  const auto train = [&](std::int64_t iterations, std::vector<std::string> columns, const state::value* from,
+                         std::optional<state::value>* kept) {
+    std::ostringstream out;
+    auto l = bare_loop(2, step, {.max_iterations = iterations, .out = dir.path()});
+    l |
+        log_report({.trigger = every(1_iterations),
+                    .postprocess =
+                        [](state::dict& entry) {
+                          state::dict shown;
+                          for (const char* key : {"early", "late"})
+                            if (const auto* found = entry.find(key)) shown.insert_or_assign(key, *found);
+                          entry = shown;
+                        }}) |
+        print_report(std::move(columns), {.out = &out});
+    if (from != nullptr) l | restore_state(*from);
+    if (kept != nullptr) l | keep_state(iterations, *kept);
+    l.run();
+    return out.str();
+  };
+  for (const auto& columns : {std::vector<std::string>(), std::vector<std::string>{"early", "late"}}) {
+    captured_stderr said;
+    std::optional<state::value> kept;
+    CHECK(train(1, columns, nullptr, &kept) == "early       late\n1           0\n");
+    CHECK(train(2, columns, &kept.value(), nullptr) == "early       late\n            1\n");
+    CHECK_FALSE(contains(said.text(), "no entry had"));
+    // Columns that are chosen now are taken.
+    CHECK(train(2, {"late"}, &kept.value(), nullptr) == "late\n1\n");
+  }
+}
+
+TEST_CASE("a resumed run that prints nothing more is not warned about", "[extensions][print_report][resume]") {
+  temporary_directory dir;
+  std::ostringstream out;
+  std::optional<state::value> kept;
+  captured_stderr said;
+  const auto train = [&](std::int64_t iterations, const state::value* from) {
+    auto l = bare_loop(2, report_losses, {.max_iterations = iterations, .out = dir.path()});
+    l | log_report() | print_report({"epoch"}, {.out = &out});
+    if (from != nullptr) l | restore_state(*from);
+    l | keep_state(iterations, kept).named("keep");
+    l.run();
+  };
+  train(1, nullptr);
+  CHECK(contains(said.text(), "print_report has printed nothing"));
+  train(2, nullptr);
+  const auto before = said.text();
+  const auto saved = *kept;
+  train(3, &saved);
+  CHECK(said.text().find("print_report", before.size()) == std::string::npos);
 }
 
 TEST_CASE("print_report refuses to print nowhere", "[extensions][print_report]") {

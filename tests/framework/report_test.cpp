@@ -4,6 +4,7 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "rondo/report/observations.hpp"
@@ -34,6 +35,42 @@ summary summary_of(const std::vector<double>& values) {
 }
 
 }  // namespace
+
+TEST_CASE("observations come in the order of their reports, whatever was reported before", "[report][observations]") {
+  observations o;
+  const auto order = [&o] {
+    std::string all;
+    o.for_each([&](const std::string& key, const observation& v) {
+      all += key + std::to_string(static_cast<int>(v.value())) + " ";
+    });
+    return all;
+  };
+  o.report("a", 1);
+  o.report("b", 2);
+  REQUIRE(order() == "a1 b2 ");
+  o.clear();
+  REQUIRE(order().empty());
+  REQUIRE(o.find("a") == nullptr);
+  for (const auto& [key, value] : {std::pair("c", 3), std::pair("b", 4), std::pair("c", 5), std::pair("a", 6)})
+    o.report(key, value);
+  REQUIRE(order() == "c5 b4 a6 ");
+  o.clear();
+  o.report("a", 7);
+  {
+    observations::aside aside(o);
+    REQUIRE(order().empty());
+    o.report("z", 1);
+    o.report("a", 2);
+    REQUIRE(order() == "z1 a2 ");
+  }
+  REQUIRE(order() == "a7 ");
+  {
+    const observations::scope prefix(o, "v/");
+    o.report("a", 8);
+  }
+  o.report("b", 9);
+  REQUIRE(order() == "a7 v/a8 b9 ");
+}
 
 TEST_CASE("observations take numbers and tensors of one element", "[report][observations]") {
   observations seen;

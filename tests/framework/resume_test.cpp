@@ -15,6 +15,7 @@
 
 #include "rondo/data/data.hpp"
 #include "rondo/event/early_stopping.hpp"
+#include "rondo/event/value_trigger.hpp"
 #include "support/catch.hpp"
 #include "support/messages.hpp"
 #include "support/small_loops.hpp"
@@ -161,6 +162,39 @@ TEST_CASE("a state of another model or with missing parts is refused with the pa
   auto broken = state::clone(saved);
   broken.as<state::dict>()["models"] = state::dict{};
   REQUIRE(contains(load(broken), "models.main"));
+}
+
+TEST_CASE("the triggers of single handlers remember, too", "[loop][resume][trigger]") {
+  const std::vector<double> losses = {5, 4, 6, 3, 7, 2, 8, 2};
+  const auto run = [&](std::int64_t iterations, const state::value* from, state::value* saved) {
+    journal best;
+    auto step = [&](context& ctx, const std::int64_t&) {
+      ctx.report("loss", losses[static_cast<std::size_t>(ctx.iteration())]);
+    };
+    rondo::loop l(models{}, optimizers{}, ranges::views::iota(std::int64_t{0}, std::int64_t{8}), step,
+                  {.max_iterations = iterations});
+    l | make_extension("best", [&](context& ctx) {
+      ctx.on<event::iteration_completed>(min_value("loss", every(1_iterations)),
+                                         [&] { best.push_back(std::to_string(ctx.iteration())); });
+    });
+    l | make_extension("save", [&](context& ctx) {
+          if (from != nullptr) ctx.on<event::restoring>([&] { ctx.load_state_dict(*from); });
+          ctx.when_due([&] {
+            if (saved != nullptr) *saved = state::clone(ctx.state_dict());
+          });
+        }).at_priority(priority::snapshot);
+    l.run();
+    return best;
+  };
+  const auto unbroken = run(8, nullptr, nullptr);
+  REQUIRE(unbroken == journal{"1", "2", "4", "6"});
+  for (std::int64_t k = 1; k < 8; ++k) {
+    state::value saved;
+    auto all = run(k, nullptr, &saved);
+    const auto rest = run(8, &saved, nullptr);
+    all.insert(all.end(), rest.begin(), rest.end());
+    REQUIRE(all == unbroken);
+  }
 }
 
 TEST_CASE("a resume inside an accumulation window ends with the same bits", "[loop][resume]") {

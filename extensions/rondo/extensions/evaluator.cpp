@@ -91,7 +91,7 @@ task<> evaluation::evaluate(context& ctx) {
   try {
     auto rest = ctx.emit<event::evaluation_started>(options_.name);
     if (rest) co_await std::move(*rest);
-    measure(ctx);
+    co_await measure(ctx);
   } catch (...) {
     error = std::current_exception();
   }
@@ -106,19 +106,33 @@ task<> evaluation::evaluate(context& ctx) {
   if (error) std::rethrow_exception(error);
 }
 
-// Not a coroutine: gradient mode belongs to the thread and must be back before anybody else runs.
-void evaluation::measure(context& ctx) {
-  {
-    const c10::AutoGradMode no_gradients(false);
-    const mode_keeper modes(ctx);
-    modes.evaluate();
-    auto reports = ctx.put_reports_aside();
-    if (pass_->run(ctx, reports.current()) == 0)
-      throw option_error("batches", "no batch for '" + options_.name + "'",
-                         "a range that gives batches every time it is iterated over");
+task<> evaluation::measure(context& ctx) {
+  auto work = ctx.interruptible_work();
+  pass_->begin(ctx);
+  bool any = false;
+  for (;;) {
+    auto rest = pass_->ready();
+    if (rest) co_await work.wait(std::move(*rest));
+    if (pass_->exhausted()) break;
+    evaluate_some(ctx, work);
+    any = true;
+    if (work.due()) co_await work.point();
   }
+  if (!any)
+    throw option_error("batches", "no batch for '" + options_.name + "'",
+                       "a range that gives batches every time it is iterated over");
   const auto scope = ctx.report_scope(options_.name + "/");
   pass_->report(ctx);
+}
+
+// Not a coroutine: gradient mode belongs to the thread, and all of this must be as it was before anybody else runs.
+void evaluation::evaluate_some(context& ctx, const interruptible_work& work) {
+  const c10::AutoGradMode no_gradients(false);
+  const mode_keeper modes(ctx);
+  modes.evaluate();
+  auto reports = ctx.put_reports_aside();
+  do pass_->step(ctx, reports.current());
+  while (!work.due() && !pass_->ready() && !pass_->exhausted());
 }
 
 extension make_evaluator(evaluator_options options, std::unique_ptr<evaluation_pass> pass) {

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <range/v3/range/access.hpp>
+#include <optional>
 #include <range/v3/range/concepts.hpp>
 #include <range/v3/range/traits.hpp>
 #include <string>
@@ -16,6 +16,7 @@
 
 #include "rondo/async/task.hpp"
 #include "rondo/data/example.hpp"
+#include "rondo/data/pass.hpp"
 #include "rondo/data/stage.hpp"
 #include "rondo/extensions/metrics.hpp"
 #include "rondo/loop/context.hpp"
@@ -32,17 +33,49 @@ struct evaluator_options {
 
 namespace extensions {
 
-/// One pass over an evaluator's batches. Models are in evaluation mode and there are no gradients; whatever is reported
-/// goes to `reports`, which is empty at first, instead of the iteration's observations.
+/// One pass over an evaluator's batches.
 class evaluation_pass {
  public:
   virtual ~evaluation_pass() = default;
   /// Throws `option_error` when this pass is impossible in the loop. Before training.
   virtual void check(const context&) const {}
-  /// Returns the number of batches.
-  virtual std::int64_t run(context& ctx, observations& reports) = 0;
+  /// Forgets what was measured and goes to the first batch.
+  virtual void begin(context& ctx) = 0;
+  /// Nothing if the current batch is there, else a task that waits for it.
+  [[nodiscard]] virtual std::optional<task<>> ready() = 0;
+  [[nodiscard]] virtual bool exhausted() = 0;
+  /// Evaluates the current batch and goes to the next. Models are in evaluation mode and there are no gradients;
+  /// whatever is reported goes to `reports` instead of the iteration's observations.
+  virtual void step(context& ctx, observations& reports) = 0;
   /// Reports the results, under the evaluator's name.
   virtual void report(context& ctx) = 0;
+};
+
+/// The batches of a pass.
+template <class Batches>
+class batch_pass : public evaluation_pass {
+ public:
+  explicit batch_pass(Batches batches) : batches_(std::move(batches)) {}
+
+  void begin(context& ctx) override {
+    forget();
+    batches_.set_device(ctx.options().device);
+    batches_.begin(0);
+  }
+  [[nodiscard]] std::optional<task<>> ready() override { return batches_.ready(); }
+  [[nodiscard]] bool exhausted() override { return batches_.exhausted(); }
+
+ protected:
+  virtual void forget() = 0;
+
+  [[nodiscard]] auto take_batch(const context& ctx) {
+    auto batch = data::to_device(std::decay_t<ranges::range_reference_t<Batches>>(batches_.take()), ctx.options().device);
+    batches_.advance();
+    return batch;
+  }
+
+ private:
+  data::pass<Batches> batches_;
 };
 
 /// The metrics of an evaluator, the loop's loss included.
@@ -105,9 +138,10 @@ class metric_set {
 
 /// Batches with `data` and `target` through the loop's model into metrics.
 template <class Batches>
-class metrics_pass final : public evaluation_pass {
+class metrics_pass final : public batch_pass<Batches> {
  public:
-  metrics_pass(Batches batches, metric_set metrics) : batches_(std::move(batches)), metrics_(std::move(metrics)) {
+  metrics_pass(Batches batches, metric_set metrics)
+      : batch_pass<Batches>(std::move(batches)), metrics_(std::move(metrics)) {
     metrics_.add_loss();
   }
 
@@ -117,46 +151,37 @@ class metrics_pass final : public evaluation_pass {
         "evaluator", "metrics in a loop with a custom step",
         "a function instead of metrics: evaluator(batches, [](context& ctx, auto& batch) { ctx.report(…); })");
   }
-  std::int64_t run(context& ctx, observations&) override {
-    metrics_.reset();
-    std::int64_t count = 0;
-    for (auto&& element : batches_) {
-      const auto batch = data::to_device(std::decay_t<decltype(element)>(element), ctx.options().device);
-      metrics_.update(ctx, ctx.forward(batch.data), batch.target);
-      ++count;
-    }
-    return count;
+  void step(context& ctx, observations&) override {
+    const auto batch = this->take_batch(ctx);
+    metrics_.update(ctx, ctx.forward(batch.data), batch.target);
   }
   void report(context& ctx) override { metrics_.report(ctx); }
 
  private:
-  Batches batches_;
+  void forget() override { metrics_.reset(); }
+
   metric_set metrics_;
 };
 
 /// Batches through a function that reports.
 template <class Batches, class Step>
-class custom_pass final : public evaluation_pass {
+class custom_pass final : public batch_pass<Batches> {
  public:
-  custom_pass(Batches batches, Step step) : batches_(std::move(batches)), step_(std::move(step)) {}
+  custom_pass(Batches batches, Step step) : batch_pass<Batches>(std::move(batches)), step_(std::move(step)) {}
 
-  std::int64_t run(context& ctx, observations& reports) override {
-    means_.clear();
-    std::int64_t count = 0;
-    for (auto&& element : batches_) {
-      auto batch = data::to_device(std::decay_t<decltype(element)>(element), ctx.options().device);
-      reports.clear();
-      std::invoke(step_, ctx, batch);
-      add(reports, static_cast<double>(data::item_count(batch)));
-      ++count;
-    }
-    return count;
+  void step(context& ctx, observations& reports) override {
+    auto batch = this->take_batch(ctx);
+    reports.clear();
+    std::invoke(step_, ctx, batch);
+    add(reports, static_cast<double>(data::item_count(batch)));
   }
   void report(context& ctx) override {
     for (const auto& key : means_.keys()) ctx.report(key, means_.find(key)->mean());
   }
 
  private:
+  void forget() override { means_.clear(); }
+
   void add(const observations& reports, double samples) {
     reports.for_each([&](const std::string& key, const observation& value) {
       const double weight = value.weight() == 1.0 ? samples : value.weight();
@@ -165,7 +190,6 @@ class custom_pass final : public evaluation_pass {
     });
   }
 
-  Batches batches_;
   Step step_;
   summary_table means_;
 };
@@ -178,7 +202,8 @@ class evaluation {
 
  private:
   task<> evaluate(context& ctx);
-  void measure(context& ctx);
+  task<> measure(context& ctx);
+  void evaluate_some(context& ctx, const interruptible_work& work);
 
   evaluator_options options_;
   std::unique_ptr<evaluation_pass> pass_;
@@ -203,6 +228,9 @@ concept evaluation_step =
 /// and gradients are off; batches are moved to the loop's device. The batches are iterated over from the beginning each
 /// time. As for the loop, a view is copied, a temporary container is taken over, one with a name is referred to and
 /// must outlive the loop.
+///
+/// Between two batches, now and then, and while it waits for data, the event loop runs. A signal that ends training breaks
+/// an evaluation off, and the resumed run does it again, if a `snapshot` saves the run (`interruptible_work`).
 ///
 /// Default trigger every(1_epochs), priority `writer`, so that logs of the same iteration see the results; no state.
 /// Emits `event::evaluation_started` and `_completed`. Throws `option_error` before training when the loop is not

@@ -50,7 +50,28 @@ class table_printer {
     ctx.on<event::training_completed>([this] { warn_of_blanks(); });
   }
 
+  [[nodiscard]] state::value state_dict() const {
+    if (seen_.empty()) return state::dict();
+    return state::dict{{"columns", state::list(columns_.begin(), columns_.end())},
+                       {"seen", state::list(seen_.begin(), seen_.end())}};
+  }
+  // The table of the resumed run is a part of the same one: columns that nobody has chosen stay those of its first
+  // entry.
+  void load_state_dict(const state::value& state) {
+    if (state.as<state::dict>().empty()) return;
+    auto columns = texts_in(state, "columns");
+    const auto seen = texts_in(state, "seen");
+    if (columns_.empty()) columns_ = std::move(columns);
+    seen_.insert(seen.begin(), seen.end());
+  }
+
  private:
+  static std::vector<std::string> texts_in(const state::value& state, const char* name) {
+    std::vector<std::string> all;
+    for (const auto& text : state.get<state::list>(name)) all.push_back(text.as<std::string>());
+    return all;
+  }
+
   void print(const state::dict& entry) {
     std::string text;
     if (terminal_) text += extensions::clear_below;
@@ -90,7 +111,7 @@ class table_printer {
   }
 
   void warn_of_blanks() const {
-    if (!begun_) {
+    if (seen_.empty()) {
       log::warn(
           "print_report has printed nothing, because no log_report has written an entry: attach one, with a trigger "
           "that fires before training ends");

@@ -22,8 +22,9 @@ struct print_report_options {
 /// the first entry. Numbers have up to 6 significant digits; what an entry does not have stays blank. The header comes
 /// before the first line.
 ///
-/// Name "print_report", priority `reader`, no state. Warns at the end of training when there was nothing to print, or
-/// nothing in a column. Throws `option_error` when `out` is null.
+/// Name "print_report", priority `reader`. State: the columns, and what entries have had so far; a resumed run prints
+/// its own lines, in the same columns, under a header of their own. Warns at the end of training when there was nothing
+/// to print, or nothing in a column, over all resumes. Throws `option_error` when `out` is null.
 [[nodiscard]] extension print_report(std::vector<std::string> entries = {}, print_report_options options = {});
 
 }  // namespace rondo

@@ -74,7 +74,7 @@ class dispositions {
 
 }  // namespace
 
-signal_stream::signal_stream(const executor& home, std::initializer_list<int> signals) : set_(home) {
+signal_stream::signal_stream(const executor& home, const std::vector<int>& signals) : set_(home) {
   try {
     for (const int signal : signals) {
       dispositions::instance().save(signal);

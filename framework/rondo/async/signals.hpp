@@ -20,7 +20,7 @@ namespace rondo {
 class signal_stream {
  public:
   /// `signals` are numbers such as SIGTERM. Throws asio::system_error for one that cannot be caught.
-  signal_stream(const executor& home, std::initializer_list<int> signals);
+  signal_stream(const executor& home, const std::vector<int>& signals);
   signal_stream(const signal_stream&) = delete;
   signal_stream& operator=(const signal_stream&) = delete;
   ~signal_stream();

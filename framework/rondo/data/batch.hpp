@@ -37,6 +37,13 @@ class indexed_batch : public indexed_stage<indexed_batch<Base>, Base> {
   indexed_batch(Base base, std::int64_t per_batch, batch_options options)
       : stage(std::move(base)), per_batch_(per_batch), options_(options) {}
 
+  static constexpr const char* stage_name = "batch";
+  template <class Self, class Visitor>
+  static void visit_settings(Self& self, Visitor& visitor) {
+    visitor.number("batch_size", self.per_batch_);
+    visitor.number("drop_last", self.options_.drop_last);
+  }
+
   [[nodiscard]] std::int64_t size() const { return batch_count(size_of(this->below()), per_batch_, options_); }
 
   [[nodiscard]] auto element(std::int64_t index) const {
@@ -71,19 +78,27 @@ template <class Base>
 using collated_t = decltype(collate(std::declval<std::vector<ranges::range_value_t<Base>>>()));
 
 template <ranges::input_range Base>
-class streamed_batch : public stream_stage<streamed_batch<Base>, Base, collated_t<Base>, stream_cardinality<Base>> {
-  using stage = stream_stage<streamed_batch<Base>, Base, collated_t<Base>, stream_cardinality<Base>>;
+class streamed_batch
+    : public stream_stage<streamed_batch<Base>, Base, collated_t<Base>, stream_cardinality<Base>, /*Indexed=*/false> {
+  using stage = stream_stage<streamed_batch<Base>, Base, collated_t<Base>, stream_cardinality<Base>, false>;
 
  public:
   streamed_batch() = default;
   streamed_batch(Base base, std::int64_t per_batch, batch_options options)
       : stage(std::move(base)), per_batch_(per_batch), options_(options) {}
 
+  static constexpr const char* stage_name = "batch";
+  template <class Self, class Visitor>
+  static void visit_settings(Self& self, Visitor& visitor) {
+    visitor.number("batch_size", self.per_batch_);
+    visitor.number("drop_last", self.options_.drop_last);
+  }
+
   [[nodiscard]] std::int64_t size() const requires sized<Base> {
     return batch_count(size_of(this->below()), per_batch_, options_);
   }
 
-  void start() { this->restart(); }
+  [[nodiscard]] std::int64_t first_below(std::int64_t index) const { return index * per_batch_; }
 
   [[nodiscard]] std::optional<collated_t<Base>> produce() {
     std::vector<ranges::range_value_t<Base>> items;

@@ -2,88 +2,23 @@
 
 #include <ATen/Functions.h>
 #include <fmt/format.h>
-#include <zlib.h>
 
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <memory>
 #include <optional>
 #include <span>
-#include <string>
-#include <system_error>
-#include <utility>
 #include <vector>
 
-#include "rondo/error.hpp"
+#include "rondo/data/input_file.hpp"
 
 namespace rondo::data {
 
 namespace {
-
-/// A plain or gzip-compressed file, read from front to back.
-class source {
- public:
-  explicit source(std::filesystem::path path) : path_(std::move(path)) {
-    errno = 0;
-    file_.reset(gzopen(path_.c_str(), "rb"));
-    if (!file_) throw_io("open", errno == 0 ? ENOMEM : errno);
-    gzbuffer(file_.get(), 1U << 17);
-  }
-
-  /// Reads until `to` is full or the file ends, and returns how many bytes were read.
-  std::size_t read(std::span<std::uint8_t> to) {
-    std::size_t done = 0;
-    while (done < to.size()) {
-      const auto wanted = static_cast<unsigned>(std::min<std::size_t>(to.size() - done, 1U << 30));
-      errno = 0;
-      const int got = gzread(file_.get(), to.data() + done, wanted);
-      const int reason = errno;
-      if (got > 0) {
-        done += static_cast<std::size_t>(got);
-        offset_ += static_cast<std::uint64_t>(got);
-      }
-      if (got < 0 || static_cast<unsigned>(got) < wanted) {
-        check(reason);
-        return done;
-      }
-    }
-    return done;
-  }
-
-  [[nodiscard]] std::uint64_t offset() const noexcept { return offset_; }
-
-  [[noreturn]] void fail(std::uint64_t offset, const std::string& problem) const {
-    const bool compressed = gzdirect(file_.get()) == 0;
-    throw format_error(compressed ? path_.string() + " (decompressed)" : path_.string(), offset, problem);
-  }
-
- private:
-  struct close {
-    void operator()(gzFile file) const noexcept { gzclose_r(file); }
-  };
-
-  void check(int reason) const {
-    int status = Z_OK;
-    const char* text = gzerror(file_.get(), &status);
-    if (status == Z_OK || status == Z_STREAM_END) return;
-    if (status == Z_ERRNO) throw_io("read", reason == 0 ? EIO : reason);
-    if (status == Z_BUF_ERROR) fail(offset_, "the gzip stream is cut off here; copy or download the file again");
-    fail(offset_, fmt::format("the gzip stream is damaged ({}); copy or download the file again", text));
-  }
-
-  [[noreturn]] void throw_io(const char* operation, int reason) const {
-    throw io_error(operation, path_, std::error_code(reason, std::generic_category()));
-  }
-
-  std::filesystem::path path_;
-  std::unique_ptr<gzFile_s, close> file_;
-  std::uint64_t offset_ = 0;
-};
 
 std::optional<at::ScalarType> element_type(std::uint8_t code) {
   switch (code) {
@@ -110,11 +45,11 @@ struct header {
   std::uint64_t payload;  // bytes
 };
 
-void read_header_bytes(source& from, std::span<std::uint8_t> to) {
+void read_header_bytes(detail::input_file& from, std::span<std::uint8_t> to) {
   if (from.read(to) < to.size()) from.fail(from.offset(), "the file ends within its IDX header");
 }
 
-header read_header(source& from) {
+header read_header(detail::input_file& from) {
   std::array<std::uint8_t, 4> magic{};
   read_header_bytes(from, magic);
   if (magic[0] != 0 || magic[1] != 0)
@@ -140,7 +75,7 @@ header read_header(source& from) {
   return result;
 }
 
-std::vector<std::uint8_t> read_payload(source& from, std::uint64_t declared) {
+std::vector<std::uint8_t> read_payload(detail::input_file& from, std::uint64_t declared) {
   constexpr std::uint64_t first_step = 1U << 20;
   const auto begin = from.offset();
   std::vector<std::uint8_t> bytes;
@@ -171,7 +106,7 @@ void to_host_order(std::span<std::uint8_t> bytes, std::size_t element) {
 }  // namespace
 
 at::Tensor read_idx(const std::filesystem::path& path) {
-  source from(path);
+  detail::input_file from(path);
   const header head = read_header(from);
   auto bytes = std::make_unique<std::vector<std::uint8_t>>(read_payload(from, head.payload));
   to_host_order(*bytes, at::elementSize(head.type));

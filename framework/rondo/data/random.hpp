@@ -21,7 +21,7 @@ namespace rondo::data {
 /// unrelated seeds, and so do exchanged ones. Defined as h(h(h(seed, 0), epoch), index), where
 /// h(x, y) = mix_bits((x ^ y) + g) and g = 0x9e3779b97f4a7c15, all modulo 2^64. A random augmentation that takes its
 /// numbers from `random_sequence(sample_seed(seed, place.epoch, place.index))` is the same after a resume. Index -1
-/// belongs to `shuffle`.
+/// belongs to `shuffle`, -2 to `weighted`.
 [[nodiscard]] constexpr std::uint64_t sample_seed(std::uint64_t seed, std::int64_t epoch, std::int64_t index) noexcept {
   constexpr std::uint64_t g = 0x9e3779b97f4a7c15U;
   std::uint64_t mixed = mix_bits(seed + g);

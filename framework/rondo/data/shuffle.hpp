@@ -44,6 +44,17 @@ class indexed_shuffle : public indexed_stage<indexed_shuffle<Base>, Base> {
     reorder();
   }
 
+  static constexpr const char* stage_name = "shuffle";
+  template <class Self, class Visitor>
+  static void visit_settings(Self& self, Visitor& visitor) {
+    visitor.seed("seed", self.seed_);
+  }
+  void load_state_dict(const state::value& stored) {
+    const auto present = seed_;
+    stage::load_state_dict(stored);
+    if (seed_ != present) reorder();
+  }
+
   [[nodiscard]] std::int64_t size() const { return order_ ? static_cast<std::int64_t>(order_->size()) : 0; }
 
   [[nodiscard]] decltype(auto) element(std::int64_t index) const {
@@ -77,12 +88,15 @@ class indexed_shuffle : public indexed_stage<indexed_shuffle<Base>, Base> {
   std::shared_ptr<const std::vector<std::int64_t>> order_;
 };
 
+/// The position is the index: a pass has to read the whole range below in any case.
 template <ranges::input_range Base>
 class buffered_shuffle : public stream_stage<buffered_shuffle<Base>, Base, ranges::range_value_t<Base>> {
   using value = ranges::range_value_t<Base>;
   using stage = stream_stage<buffered_shuffle<Base>, Base, value>;
 
  public:
+  static constexpr std::size_t position_fields = 1;
+
   buffered_shuffle() = default;
   buffered_shuffle(Base base, std::uint64_t seed) : stage(std::move(base)), seed_(seed) {}
 
@@ -91,32 +105,44 @@ class buffered_shuffle : public stream_stage<buffered_shuffle<Base>, Base, range
     epoch_ = epoch;
   }
 
+  static constexpr const char* stage_name = "shuffle";
+  template <class Self, class Visitor>
+  static void visit_settings(Self& self, Visitor& visitor) {
+    visitor.seed("seed", self.seed_);
+  }
+
+  [[nodiscard]] fields<1> tell() const { return {first_ + this->index()}; }
+  void seek(const fields<1>& position) { sought_ = position[0]; }
+  [[nodiscard]] fields<1> position_at(std::int64_t index) const { return {index}; }
+
   [[nodiscard]] std::int64_t size() const requires sized<Base> { return size_of(this->below()); }
 
   void start() {
-    this->restart();
-    pass fresh;
+    buffer fresh;
     while (this->reading().next()) fresh.elements.push_back(this->reading().take());
     fresh.order = shuffled_positions(static_cast<std::int64_t>(fresh.elements.size()), seed_, epoch_);
-    pass_->emplace(std::move(fresh));
+    buffer_->emplace(std::move(fresh));
+    first_ = std::exchange(sought_, 0);
   }
 
   [[nodiscard]] std::optional<value> produce() {
-    pass& now = **pass_;
-    if (now.next == now.order.size()) return std::nullopt;
-    return std::move(now.elements[static_cast<std::size_t>(now.order[now.next++])]);
+    auto& [elements, order] = **buffer_;
+    const auto next = static_cast<std::size_t>(first_ + this->index());
+    if (next >= order.size()) return std::nullopt;
+    return std::move(elements[static_cast<std::size_t>(order[next])]);
   }
 
  private:
-  struct pass {
+  struct buffer {
     std::vector<value> elements;
     std::vector<std::int64_t> order;
-    std::size_t next = 0;
   };
 
   std::uint64_t seed_ = 0;
   std::int64_t epoch_ = 0;
-  left_behind<pass> pass_;
+  std::int64_t sought_ = 0;
+  std::int64_t first_ = 0;
+  left_behind<buffer> buffer_;
 };
 
 struct shuffle_function {

@@ -1,5 +1,8 @@
 #pragma once
 
+#include <c10/core/Device.h>
+
+#include <algorithm>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -16,19 +19,11 @@
 #include <type_traits>
 #include <utility>
 
+#include "rondo/data/position.hpp"
+#include "rondo/data/settings.hpp"
+
 /// What the views shuffle, batch, transform and take have in common. Read this header to write a further view.
 namespace rondo::data {
-
-/// Tells a range which epoch comes next: calls its member `set_epoch(epoch)`, or goes on to the range below when it is
-/// a range-v3 adaptor of one range; does nothing to any other range. Call it between two epochs only.
-template <class Range>
-void set_epoch(Range& range, std::int64_t epoch) {
-  if constexpr (requires { range.set_epoch(epoch); }) {
-    range.set_epoch(epoch);
-  } else if constexpr (requires { rondo::data::set_epoch(range.base(), epoch); }) {
-    rondo::data::set_epoch(range.base(), epoch);  // binds to an lvalue only, never to a copy of the base
-  }
-}
 
 namespace detail {
 
@@ -47,6 +42,14 @@ template <class Range>
 std::int64_t size_of(const Range& range) {
   return static_cast<std::int64_t>(ranges::size(range));
 }
+
+template <class Range>
+concept declares_lasting_size = requires { requires Range::size_lasts; };
+
+/// Ranges whose size is the number of elements of a whole pass at any time. A single-pass range may count what is left.
+template <class Range>
+inline constexpr bool size_lasts =
+    sized<Range> && (ranges::forward_range<Range> || addressable<Range> || declares_lasting_size<Range>);
 
 template <class Range>
 auto position(const Range& range, std::int64_t index) {
@@ -90,6 +93,13 @@ class owned : public ranges::view_interface<owned<Range>> {
     return range_->gather(positions);
   }
   void set_epoch(std::int64_t epoch) { rondo::data::set_epoch(*range_, epoch); }
+  void set_device(c10::Device device) { rondo::data::set_device(*range_, device); }
+  [[nodiscard]] state::value state_dict() const { return rondo::data::state_dict(std::as_const(*range_)); }
+  void load_state_dict(const state::value& stored) { rondo::data::load_state_dict(*range_, stored); }
+
+  static constexpr std::size_t position_fields = seekable<Range> ? detail::position_fields<Range> : 0;
+  [[nodiscard]] position_t<Range> tell() const requires seekable<Range> { return detail::tell(std::as_const(*range_)); }
+  void seek(const position_t<Range>& position) requires seekable<Range> { detail::seek(*range_, position); }
 
  private:
   std::shared_ptr<Range> range_;
@@ -165,8 +175,8 @@ class index_cursor {
   std::int64_t index_ = 0;
 };
 
-/// Base of a view over an indexable range: `Derived` has `std::int64_t size() const` and `element(std::int64_t) const`.
-/// Iterating never changes it.
+/// Base of a view over an indexable range: `Derived` has `std::int64_t size() const`, `element(std::int64_t) const`, and
+/// the settings that `save_settings` describes. Iterating never changes it.
 template <class Derived, indexable Base>
 class indexed_stage : public ranges::view_facade<Derived, ranges::finite> {
  public:
@@ -174,6 +184,9 @@ class indexed_stage : public ranges::view_facade<Derived, ranges::finite> {
   explicit indexed_stage(Base base) : base_(std::move(base)) {}
 
   void set_epoch(std::int64_t epoch) { rondo::data::set_epoch(base_, epoch); }
+  void set_device(c10::Device device) { rondo::data::set_device(base_, device); }
+  [[nodiscard]] state::dict state_dict() const { return save_settings(static_cast<const Derived&>(*this), base_); }
+  void load_state_dict(const state::value& stored) { load_settings(static_cast<Derived&>(*this), base_, stored); }
 
  protected:
   [[nodiscard]] const Base& below() const noexcept { return base_; }
@@ -190,36 +203,6 @@ class indexed_stage : public ranges::view_facade<Derived, ranges::finite> {
   Base base_;
 };
 
-/// Reads a range element by element and never further than asked, so that a range which waits for its next element is
-/// not made to wait too early.
-template <class Range>
-class reader {
- public:
-  explicit reader(Range& range) : at_(ranges::begin(range)), end_(ranges::end(range)) {}
-
-  /// Goes on to the next element; false when there is none, and from then on.
-  bool next() {
-    if (at_ == end_) return false;
-    if (started_) ++at_;
-    started_ = true;
-    return !(at_ == end_);
-  }
-  [[nodiscard]] decltype(auto) operator*() const { return *at_; }
-
-  /// The element itself where nobody else can see it any more, a copy elsewhere.
-  [[nodiscard]] ranges::range_value_t<Range> take() const {
-    if constexpr (requires { typename Range::streamed_value; })
-      return std::move(*at_);
-    else
-      return *at_;
-  }
-
- private:
-  ranges::iterator_t<Range> at_;
-  ranges::sentinel_t<Range> end_;
-  bool started_ = false;
-};
-
 /// A value that a copy or move of its owner does not take along, because it refers into the owner.
 template <class T>
 class left_behind {
@@ -234,6 +217,7 @@ class left_behind {
 
   std::optional<T>& operator*() noexcept { return value_; }
   std::optional<T>* operator->() noexcept { return &value_; }
+  const std::optional<T>* operator->() const noexcept { return &value_; }
 
  private:
   std::optional<T> value_;
@@ -256,44 +240,92 @@ class stream_cursor {
   View* view_ = nullptr;
 };
 
-/// Base of a view over any other input range. `Derived` has `void start()` and `std::optional<Value> produce()`,
-/// nothing at the end. `begin()` begins a new pass over the range below; there is one iterator at a time.
-template <class Derived, ranges::input_range Base, class Value, ranges::cardinality Cardinality = ranges::unknown>
+/// Base of a view over any other input range. `Derived` has `std::optional<Value> produce()`, nothing at the end, and the
+/// settings that `save_settings` describes; `void start()` if it has to prepare for a pass. `begin()` begins a new pass
+/// over the range below; there is one iterator at a time. Where `produce` throws, there is no current element any more.
+///
+/// The view is seekable when `Base` is. Its position is that of the first element that was read below for the current
+/// one and, if `Indexed`, the index of the current one, for stages whose work depends on it.
+template <class Derived, ranges::input_range Base, class Value, ranges::cardinality Cardinality = ranges::unknown,
+          bool Indexed = true>
 class stream_stage : public ranges::view_facade<Derived, Cardinality> {
+  static constexpr std::size_t fields_below = detail::position_fields<Base>;
+
  public:
   using streamed_value = Value;
+  static constexpr bool size_lasts = detail::size_lasts<Base>;
+  static constexpr std::size_t position_fields = fields_below == 0 ? 0 : fields_below + (Indexed ? 1 : 0);
+  using position_type = fields<position_fields>;
 
   stream_stage() = default;
   explicit stream_stage(Base base) : base_(std::move(base)) {}
 
   void set_epoch(std::int64_t epoch) { rondo::data::set_epoch(base_, epoch); }
+  void set_device(c10::Device device) { rondo::data::set_device(base_, device); }
+  [[nodiscard]] state::dict state_dict() const { return save_settings(static_cast<const Derived&>(*this), base_); }
+  void load_state_dict(const state::value& stored) { load_settings(static_cast<Derived&>(*this), base_, stored); }
+
+  [[nodiscard]] position_type tell() const requires(position_fields > 0) { return joined(reader_->value().marked(), index_); }
+  void seek(const position_type& there) requires(position_fields > 0) { sought_ = there; }
+  [[nodiscard]] position_type position_at(std::int64_t index) const requires(position_fields > 0 && addressable<Base>) {
+    return joined(detail::position_at(base_, static_cast<const Derived*>(this)->first_below(index)), index);
+  }
 
  protected:
   [[nodiscard]] const Base& below() const noexcept { return base_; }
-  void restart() { reader_->emplace(base_); }
   [[nodiscard]] reader<Base>& reading() { return **reader_; }
+  /// Of the element that is being produced, or else of the current one.
+  [[nodiscard]] std::int64_t index() const noexcept { return index_; }
+  void start() {}
+  /// The index of the first element below that is read for element `index`.
+  [[nodiscard]] std::int64_t first_below(std::int64_t index) const { return index; }
 
  private:
   friend ranges::range_access;
   friend stream_cursor<stream_stage>;
 
   stream_cursor<stream_stage> begin_cursor() {
+    begin_below(std::exchange(sought_, std::nullopt));
     static_cast<Derived*>(this)->start();
-    produce_next();
+    make_current();
     return stream_cursor<stream_stage>(this);
   }
   [[nodiscard]] ranges::default_sentinel_t end_cursor() const { return {}; }
 
+  void begin_below(const std::optional<position_type>& from) {
+    index_ = 0;
+    std::optional<position_t<Base>> from_below;
+    if constexpr (position_fields > 0) {
+      if (from) {
+        std::copy_n(from->begin(), fields_below, from_below.emplace().begin());
+        if constexpr (Indexed) index_ = from->back();
+      }
+    }
+    reader_->emplace(base_, from_below);
+  }
+
   [[nodiscard]] Value& current() { return **current_; }
   [[nodiscard]] bool exhausted() { return !current_->has_value(); }
   void produce_next() {
-    if (auto value = static_cast<Derived*>(this)->produce())
-      current_->emplace(*std::move(value));
-    else
-      current_->reset();
+    ++index_;
+    make_current();
+  }
+  void make_current() {
+    current_->reset();
+    reading().mark_next();
+    if (auto value = static_cast<Derived*>(this)->produce()) current_->emplace(*std::move(value));
+  }
+
+  [[nodiscard]] static position_type joined(const position_t<Base>& below, std::int64_t index) {
+    position_type result{};
+    std::copy(below.begin(), below.end(), result.begin());
+    if constexpr (Indexed) result.back() = index;
+    return result;
   }
 
   Base base_;
+  std::optional<position_type> sought_;
+  std::int64_t index_ = 0;
   left_behind<reader<Base>> reader_;
   left_behind<Value> current_;
 };

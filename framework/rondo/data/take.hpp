@@ -23,6 +23,12 @@ class indexed_take : public indexed_stage<indexed_take<Base>, Base> {
   indexed_take() = default;
   indexed_take(Base base, std::int64_t limit) : stage(std::move(base)), limit_(limit) {}
 
+  static constexpr const char* stage_name = "take";
+  template <class Self, class Visitor>
+  static void visit_settings(Self& self, Visitor& visitor) {
+    visitor.number("limit", self.limit_);
+  }
+
   [[nodiscard]] std::int64_t size() const { return std::min(limit_, size_of(this->below())); }
   [[nodiscard]] decltype(auto) element(std::int64_t index) const { return this->below(index); }
   [[nodiscard]] auto gather(std::span<const std::int64_t> positions) const requires gatherable<Base> {
@@ -42,22 +48,21 @@ class streamed_take : public stream_stage<streamed_take<Base>, Base, ranges::ran
   streamed_take() = default;
   streamed_take(Base base, std::int64_t limit) : stage(std::move(base)), limit_(limit) {}
 
-  [[nodiscard]] std::int64_t size() const requires sized<Base> { return std::min(limit_, size_of(this->below())); }
-
-  void start() {
-    this->restart();
-    taken_ = 0;
+  static constexpr const char* stage_name = "take";
+  template <class Self, class Visitor>
+  static void visit_settings(Self& self, Visitor& visitor) {
+    visitor.number("limit", self.limit_);
   }
 
+  [[nodiscard]] std::int64_t size() const requires sized<Base> { return std::min(limit_, size_of(this->below())); }
+
   [[nodiscard]] std::optional<value> produce() {
-    if (taken_ == limit_ || !this->reading().next()) return std::nullopt;
-    ++taken_;
+    if (this->index() >= limit_ || !this->reading().next()) return std::nullopt;
     return this->reading().take();
   }
 
  private:
   std::int64_t limit_ = 0;
-  std::int64_t taken_ = 0;
 };
 
 struct take_function {
@@ -82,5 +87,8 @@ struct take_function {
   if (n < 0) throw option_error("take", fmt::format("{}", n), "0 or more");
   return detail::make_closure(detail::take_function{n});
 }
+
+/// Another name of `take`, for quick runs: `range | limit(100)`.
+[[nodiscard]] inline auto limit(std::int64_t n) { return take(n); }
 
 }  // namespace rondo::data

@@ -8,7 +8,10 @@
 #include <type_traits>
 #include <utility>
 
+#include "rondo/data/random.hpp"
+#include "rondo/data/sample_error.hpp"
 #include "rondo/data/stage.hpp"
+#include "rondo/data/torch_generator.hpp"
 
 namespace rondo::data {
 
@@ -18,6 +21,8 @@ struct place {
   std::int64_t epoch = 0;
   /// Counted from 0 within the epoch, in the order of iteration.
   std::int64_t index = 0;
+
+  friend bool operator==(const place&, const place&) = default;
 };
 
 namespace detail {
@@ -27,14 +32,37 @@ concept transforms = std::invocable<Function&, Element> || std::invocable<Functi
 
 template <class Function, class Element>
 auto apply(Function& function, Element&& element, place where) {
-  if constexpr (std::invocable<Function&, Element>)
-    return std::invoke(function, std::forward<Element>(element));
-  else
-    return std::invoke(function, std::forward<Element>(element), where);
+  try {
+    if constexpr (std::invocable<Function&, Element>)
+      return std::invoke(function, std::forward<Element>(element));
+    else
+      return std::invoke(function, std::forward<Element>(element), where);
+  } catch (...) {
+    throw_sample_error(where.epoch, where.index);
+  }
 }
 
 template <class Function, class Element>
 using applied_t = decltype(detail::apply(std::declval<Function&>(), std::declval<Element>(), place()));
+
+/// A function with random numbers of its own for each element.
+template <class Function>
+struct seeded_function {
+  Function function;
+  std::uint64_t seed;
+
+  template <class Element>
+    requires std::invocable<Function&, Element, random_sequence&>
+  auto operator()(Element&& element, place where) {
+    random_sequence random(sample_seed(seed, where.epoch, where.index));
+    return std::invoke(function, std::forward<Element>(element), random);
+  }
+};
+
+template <class Function>
+inline constexpr bool is_seeded = false;
+template <class Function>
+inline constexpr bool is_seeded<seeded_function<Function>> = true;
 
 /// Makes any function copy-assignable, as a view has to be.
 template <class Function>
@@ -44,6 +72,11 @@ class stored_function {
   explicit stored_function(Function function) : function_(std::move(function)) {}
 
   [[nodiscard]] Function& get() const { return function_; }
+
+  template <class Visitor>
+  void visit_settings(Visitor& visitor) const {
+    if constexpr (is_seeded<Function>) visitor.seed("seed", get().seed);
+  }
 
  private:
   mutable ranges::semiregular_box_t<Function> function_;
@@ -56,6 +89,12 @@ class indexed_transform : public indexed_stage<indexed_transform<Base, Function>
  public:
   indexed_transform() = default;
   indexed_transform(Base base, Function function) : stage(std::move(base)), function_(std::move(function)) {}
+
+  static constexpr const char* stage_name = "transform";
+  template <class Self, class Visitor>
+  static void visit_settings(Self& self, Visitor& visitor) {
+    self.function_.visit_settings(visitor);
+  }
 
   void set_epoch(std::int64_t epoch) {
     stage::set_epoch(epoch);
@@ -84,6 +123,12 @@ class streamed_transform
   streamed_transform() = default;
   streamed_transform(Base base, Function function) : stage(std::move(base)), function_(std::move(function)) {}
 
+  static constexpr const char* stage_name = "transform";
+  template <class Self, class Visitor>
+  static void visit_settings(Self& self, Visitor& visitor) {
+    self.function_.visit_settings(visitor);
+  }
+
   void set_epoch(std::int64_t epoch) {
     stage::set_epoch(epoch);
     epoch_ = epoch;
@@ -91,20 +136,14 @@ class streamed_transform
 
   [[nodiscard]] std::int64_t size() const requires sized<Base> { return size_of(this->below()); }
 
-  void start() {
-    this->restart();
-    index_ = 0;
-  }
-
   [[nodiscard]] std::optional<value> produce() {
     if (!this->reading().next()) return std::nullopt;
-    return detail::apply(function_.get(), *this->reading(), place{epoch_, index_++});
+    return detail::apply(function_.get(), *this->reading(), place{epoch_, this->index()});
   }
 
  private:
   stored_function<Function> function_;
   std::int64_t epoch_ = 0;
-  std::int64_t index_ = 0;
 };
 
 template <class Function>
@@ -127,11 +166,24 @@ struct transform_function {
 /// `range | transform(f)`: `f(element)` or `f(element, place)` for every element, whatever the elements are: examples
 /// before `batch`, whole batches (much faster) after it. `f` returns what takes the element's place. Sized when the
 /// range is, and random access when it is both; `f` runs each time an element is read, so it should depend on its
-/// arguments only: a random augmentation takes its numbers from `random_sequence(sample_seed(seed, place.epoch,
-/// place.index))`.
+/// arguments only. For random numbers see below.
+///
+/// What `f` throws becomes the cause of a `sample_error` with the element's place, unless it says that an operation was
+/// cancelled.
 template <class Function>
 [[nodiscard]] auto transform(Function function) {
   return detail::make_closure(detail::transform_function<Function>{std::move(function)});
+}
+
+/// `range | transform(f, seed)`: `f(element, random)` for every element, for random augmentation. `random` is a
+/// `random_sequence&` with numbers for this element alone, `random_sequence(sample_seed(seed, epoch, index))`, so results
+/// depend neither on the order in which elements are made nor on how many workers make them. LibTorch's random functions
+/// take their numbers from `torch_generator(random)`. The seed is part of the state of the pipeline. Otherwise like
+/// `transform(f)`.
+template <class Function>
+[[nodiscard]] auto transform(Function function, std::uint64_t seed) {
+  return detail::make_closure(
+      detail::transform_function<detail::seeded_function<Function>>{{std::move(function), seed}});
 }
 
 }  // namespace rondo::data

@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <concepts>
 #include <cstddef>
+#include <cstdint>
 #include <deque>
 #include <exception>
 #include <functional>
 #include <memory>
 #include <new>
 #include <optional>
+#include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -38,6 +40,8 @@ class gate {
  public:
   virtual ~gate() = default;
   virtual bool open() = 0;
+  /// The gate has let this very event through before, in an earlier run: the next `open` says so again without asking.
+  virtual void reopen() {}
 };
 
 /// One listener coroutine's subscription to `E` (the other end of `context::next`). Must live as long as the bus.
@@ -52,6 +56,14 @@ struct subscription {
   int priority = priority::reader;
   std::shared_ptr<gate> only_if = nullptr;  ///< none: always
   bool hears_failure = false;               ///< also closing events that carry an error; those pass no gate
+  std::string owner = {};                   ///< whose it is, by which it is found again in a later run
+};
+
+/// Which handler of an event it is, in words that hold in a later run as well.
+struct handler_place {
+  std::string owner;
+  std::int64_t nth = 0;  ///< among the owner's subscriptions to that event, from 0
+  int priority = 0;
 };
 
 namespace detail {
@@ -108,6 +120,21 @@ class channel final : public channel_base {
   [[nodiscard]] std::optional<task<>> run_above(const E& e) {
     if (boundary_ == 0) return std::nullopt;
     return run(e, part::above, std::nullopt);
+  }
+  /// The same from the handler `first` on, whose gate is not asked again. If nobody is called like that any more, from
+  /// the next priority on.
+  [[nodiscard]] std::optional<task<>> run_above_from(const handler_place& first, const E& e) {
+    const auto found = find(first);
+    if (found && entries_[*found].only_if != nullptr) entries_[*found].only_if->reopen();
+    const std::size_t from = found ? *found : end_of(first.priority);
+    if (from == boundary_) return std::nullopt;
+    return run(e, part::above, std::nullopt, from);
+  }
+  /// The coroutine handler that `run_above` is waiting for now, if any.
+  [[nodiscard]] std::optional<handler_place> at_work() const {
+    if (!at_work_) return std::nullopt;
+    const auto& x = entries_[*at_work_];
+    return handler_place{*x.owner_name, nth(*at_work_), x.priority};
   }
   /// Asks the gates of all the other entries.
   void settle(const E& e) {
@@ -203,6 +230,7 @@ class channel final : public channel_base {
     bool due = false;
     std::shared_ptr<void> owner;
     std::shared_ptr<gate> gate_owner;
+    std::unique_ptr<const std::string> owner_name;  // apart: emitting never looks at it
   };
   enum class part { above, settled, all };
   using busy_listeners = std::vector<listener<E>*>;  // allocates only when one of them suspends
@@ -233,6 +261,7 @@ class channel final : public channel_base {
     added.hears_failure = how.hears_failure;
     added.only_if = how.only_if.get();
     added.gate_owner = std::move(how.only_if);
+    added.owner_name = std::make_unique<const std::string>(std::move(how.owner));
     joining_.push_back(std::move(added));
     if (depth_ == 0) admit();
   }
@@ -262,11 +291,29 @@ class channel final : public channel_base {
     return x.only_if == nullptr || x.only_if->open();
   }
 
+  [[nodiscard]] std::int64_t nth(std::size_t index) const {
+    const auto here = entries_.begin() + static_cast<std::ptrdiff_t>(index);
+    return std::count_if(entries_.begin(), here, [&](const entry& x) { return *x.owner_name == *here->owner_name; });
+  }
+
+  [[nodiscard]] std::optional<std::size_t> find(const handler_place& place) const {
+    for (std::size_t i = 0; i != boundary_; ++i)
+      if (*entries_[i].owner_name == place.owner && nth(i) == place.nth) return i;
+    return std::nullopt;
+  }
+
+  /// The first entry below `priority`, but no further than the boundary.
+  [[nodiscard]] std::size_t end_of(int priority) const {
+    std::size_t i = 0;
+    while (i != boundary_ && entries_[i].priority >= priority) ++i;
+    return i;
+  }
+
   /// `owned` is the event, if it is to be kept until the end.
-  std::optional<task<>> run(const E& e, part what, std::optional<held> owned) {
+  std::optional<task<>> run(const E& e, part what, std::optional<held> owned, std::size_t from = 0) {
     emitting guard(*this);
     busy_listeners busy;
-    halt stop = advance(e, what == part::settled ? boundary_ : 0, what, busy);
+    halt stop = advance(e, what == part::settled ? boundary_ : from, what, busy);
     while (stop.why == halt::at_end && busy.empty()) {
       if (what != part::all) return std::nullopt;
       stop = enter_settled(e, what, busy);
@@ -316,11 +363,13 @@ class channel final : public channel_base {
                 [[maybe_unused]] std::optional<held> owned) {
     for (;;) {
       if (stop.why == halt::at_handler) {
+        const auto outer = std::exchange(at_work_, what == part::above ? std::optional(stop.index) : std::nullopt);
         try {
           co_await entries_[stop.index].start(entries_[stop.index].self, e);
         } catch (...) {
           stop.error = std::current_exception();
         }
+        at_work_ = outer;
         if (!stop.error) {
           stop = advance(e, stop.index + 1, what, busy);
           continue;
@@ -343,6 +392,7 @@ class channel final : public channel_base {
   std::vector<entry> joining_;
   std::vector<std::unique_ptr<slot>> free_slots_;
   std::size_t boundary_ = 0;  // first entry at or below the snapshot priority
+  std::optional<std::size_t> at_work_;
   int depth_ = 0;
   bool closed_ = false;
 };

@@ -17,6 +17,7 @@
 #include "rondo/event/bus.hpp"
 #include "rondo/event/events.hpp"
 #include "rondo/event/interval.hpp"
+#include "rondo/loop/interruption.hpp"
 #include "rondo/loop/session.hpp"
 #include "rondo/report/observations.hpp"
 
@@ -70,26 +71,26 @@ class context {
   /// `task<>`, which the emitter awaits. Closing events that carry an error are not delivered.
   template <class E, class F>
   void on(F handler) {
-    subscribe<E>(subscription{priority(), nullptr, false}, std::move(handler));
+    subscribe<E>(subscription{priority(), nullptr, false, name()}, std::move(handler));
   }
-  /// The same, only when `t` fires. The memory of `t` is not saved in snapshots; that of the extension's own trigger
-  /// is, see `when_due`.
+  /// The same, only when `t` fires; its memory is saved in snapshots.
   template <class E, class F>
   void on(trigger t, F handler) {
-    subscribe<E>(subscription{priority(), std::make_shared<detail::trigger_gate>(std::move(t), session_, false), false},
-                 std::move(handler));
+    auto gate = std::make_shared<detail::trigger_gate>(std::move(t), session_, false);
+    if (self_ != nullptr) self_->handler_gates.push_back(gate);
+    subscribe<E>(subscription{priority(), std::move(gate), false, name()}, std::move(handler));
   }
   /// Subscribes to a closing event however the thing ended; `error` of the event says how.
   template <class E, class F>
   void on_end(F handler) {
     static_assert(closing_event<E>, "on_end is for closing events, which have a member std::exception_ptr error");
-    subscribe<E>(subscription{priority(), nullptr, true}, std::move(handler));
+    subscribe<E>(subscription{priority(), nullptr, true, name()}, std::move(handler));
   }
   /// Subscribes to the iterations after which the extension's trigger fires (`extension::triggered`; every iteration
   /// if it has none).
   template <class F>
   void when_due(F handler) {
-    subscribe<event::iteration_completed>(subscription{priority(), own_gate(), false}, std::move(handler));
+    subscribe<event::iteration_completed>(subscription{priority(), own_gate(), false, name()}, std::move(handler));
   }
 
   /// For a coroutine extension: acknowledges the event that it has been working on, and waits for the next `E`, which
@@ -157,6 +158,14 @@ class context {
     session_.stop(std::move(reason));
   }
   [[nodiscard]] bool stop_requested() const noexcept { return session_.stop_reason.has_value(); }
+
+  /// Begins long work of a handler that a signal may break off; see `rondo::interruptible_work`.
+  [[nodiscard]] rondo::interruptible_work interruptible_work() {
+    session_.assert_home();
+    return rondo::interruptible_work(session_);
+  }
+  /// The signal that has asked for the end of training, if one has.
+  [[nodiscard]] const std::optional<int>& stop_signal() const noexcept { return session_.signal; }
 
   /// Runs `work` on a background thread and comes home with its result. `work` is a named callable; it takes values
   /// with it, because the training thread goes on. Throws what it throws. A cancelled caller still waits for it.

@@ -2,14 +2,38 @@
 
 #include <c10/core/Device.h>
 
+#include <chrono>
+#include <csignal>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "rondo/event/trigger.hpp"
 
 namespace rondo {
+
+/// How a run ended.
+struct run_result {
+  std::string stop_reason;                            ///< for people: "10 epochs completed"
+  std::int64_t iteration = 0;                         ///< iterations done, over all resumes
+  std::int64_t epoch = 0;                             ///< epochs completed
+  double elapsed_time = 0.0;                          ///< seconds of training, over all resumes
+  std::optional<std::filesystem::path> resumed_from;  ///< the snapshot that this run went on from
+  std::optional<int> signal;                          ///< that ended it before its goal
+};
+
+/// The exit status of a process that `loop_options::grace_period` has ended; the same as that of timeout(1).
+inline constexpr int exit_code_too_late = 124;
+
+/// The exit status that a program should end with after a run: 0 when it has reached its goal or an extension has
+/// stopped it, 128 + the number of the signal that has ended it before (143 for SIGTERM, 130 for SIGINT), as a shell
+/// would say of a process that the signal has killed. Errors are exceptions: there is no result then.
+[[nodiscard]] inline int exit_code(const run_result& result) noexcept {
+  return result.signal ? 128 + *result.signal : 0;
+}
 
 /// Settings of a loop. At least one of `max_epochs`, `max_iterations` and `stop_trigger` must say when training ends.
 struct loop_options {
@@ -31,21 +55,31 @@ struct loop_options {
   std::optional<double> clip_grad_norm = std::nullopt;
   /// Before each managed update, each gradient element is clamped to ± this. Positive.
   std::optional<double> clip_grad_value = std::nullopt;
-  /// Whether SIGINT and SIGTERM stop training after the current iteration while the loop runs. A handler that was
-  /// installed before is called as well, if it takes nothing but the number. The former dispositions are back after the
-  /// first signal, so that a second one goes to them alone.
+  /// Whether the loop listens to signals while it runs: those in `stop_signals` and `snapshot_signals`.
   bool handle_signals = true;
+  /// End training after the current iteration, or at once while the loop waits for data; an evaluation is broken off if a
+  /// snapshot remembers that it has to be done again. An extension `snapshot` saves the run before it ends, unless told
+  /// otherwise. A handler that was installed before is called as well, if it takes nothing but the number. The former
+  /// dispositions are back after the first of these signals, so that a second one goes to them alone (and ends the
+  /// process, as a rule).
+  std::vector<int> stop_signals = {SIGINT, SIGTERM};
+  /// Ask for a snapshot at the end of the current iteration, after which training goes on; while the loop waits for data
+  /// or evaluates, for one right away. Only caught in a loop with an extension that saves it.
+  std::vector<int> snapshot_signals = {SIGUSR1};
+  /// How long the process may go on after the first of the `stop_signals`; then it ends with status
+  /// `exit_code_too_late`, whatever it is doing. Set it a little shorter than the time after which your system kills.
+  /// Default: no limit. Positive.
+  std::optional<std::chrono::nanoseconds> grace_period = std::nullopt;
+  /// Called when one of the `stop_signals` has ended training before its goal, as the very last thing: every snapshot is
+  /// durable, every extension has ended. For whoever has to be told to start the program again (`slurm_requeue`). What it
+  /// throws, `run()` throws.
+  std::function<void(const run_result&)> on_preempted = nullptr;
+  /// Whether LibTorch computes in ways that give the same bits every time, and refuses operations that have none
+  /// (`at::globalContext().setDeterministicAlgorithms`), while the loop runs. Needed for bit-exact resume on CUDA; LibTorch's
+  /// operations on the CPU are deterministic in any case, but for a few that say so. Setting for the whole process.
+  bool deterministic = false;
   /// Threads for `context::offload`. At least 1; started when first needed.
   int background_threads = 2;
-};
-
-/// How a run ended.
-struct run_result {
-  std::string stop_reason;                            ///< for people: "10 epochs completed"
-  std::int64_t iteration = 0;                         ///< iterations done, over all resumes
-  std::int64_t epoch = 0;                             ///< epochs completed
-  double elapsed_time = 0.0;                          ///< seconds of training, over all resumes
-  std::optional<std::filesystem::path> resumed_from;  ///< the snapshot that this run went on from
 };
 
 }  // namespace rondo

@@ -17,6 +17,8 @@
 #include "rondo/async/signals.hpp"
 #include "rondo/log.hpp"
 #include "rondo/loop/context.hpp"
+#include "rondo/loop/deterministic.hpp"
+#include "rondo/loop/interruption.hpp"
 #include "rondo/state/random.hpp"
 #include "rondo/writing/atomic_file.hpp"
 
@@ -59,14 +61,25 @@ void require_positive(const char* option, const std::optional<double>& value) {
     throw option_error(option, fmt::format("{}", *value), "a positive finite number");
 }
 
+void require_signals(const char* option, const std::vector<int>& numbers) {
+  for (const int number : numbers)
+    if (number < 1 || number > SIGRTMAX || number == SIGKILL || number == SIGSTOP)
+      throw option_error(option, fmt::format("{}", number), "numbers of signals that can be caught, such as SIGTERM");
+}
+
 }  // namespace
 
 bool trigger_gate::open() {
   if (!shared_ || asked_at_ != session_.execution) {
     asked_at_ = session_.execution;
-    answer_ = trigger_.due(session_.now);
+    answer_ = std::exchange(reopened_, false) || trigger_.due(session_.now);
   }
   return answer_;
+}
+
+void trigger_gate::reopen() {
+  reopened_ = true;
+  asked_at_ = -1;
 }
 
 attachment::attachment(session& s, const extension& e) : what(e) {
@@ -123,20 +136,36 @@ task<run_result> session::drive(std::vector<extension> extensions) {
   background = std::make_unique<scope>(home);
   step_context = std::make_unique<context>(*this, nullptr);
 
+  std::optional<deterministic_scope> deterministic;
   std::exception_ptr error;
   try {
     validate();
+    if (options.deterministic) deterministic.emplace(options.device);
     attach(std::move(extensions));
     co_await restore();
     co_await start_coroutines();
     co_await train();
-  } catch (...) {
+  } catch (const interrupted&) {
+    } catch (...) {
     error = std::current_exception();
   }
   // What follows must happen even if the caller has cancelled the run.
   co_await asio::this_coro::reset_cancellation_state(asio::disable_cancellation());
   co_await conclude(error);
-  co_return run_result{stop_reason.value_or(""), now.iteration, now.epoch(), now.elapsed_time, resumed_from};
+  const run_result ended = result();
+  if (ended.signal && options.on_preempted) options.on_preempted(ended);
+  grace_.reset();
+  co_return ended;
+}
+
+run_result session::result() const {
+  const bool finished = (goal_reached() || stop_trigger_fired_) && !unfinished_;
+  return {stop_reason.value_or(""),
+          now.iteration,
+          now.epoch(),
+          now.elapsed_time,
+          resumed_from,
+          finished ? std::nullopt : signal};
 }
 
 void session::validate() const {
@@ -149,6 +178,14 @@ void session::validate() const {
   require_positive("clip_grad_norm", options.clip_grad_norm);
   require_positive("clip_grad_value", options.clip_grad_value);
   require_positive("background_threads", std::optional<std::int64_t>(options.background_threads));
+  require_signals("stop_signals", options.stop_signals);
+  require_signals("snapshot_signals", options.snapshot_signals);
+  for (const int number : options.snapshot_signals)
+    if (std::ranges::find(options.stop_signals, number) != options.stop_signals.end())
+      throw option_error("snapshot_signals", fmt::format("{}, which is in stop_signals as well", number),
+                         "each signal in one of the two");
+  if (options.grace_period && *options.grace_period <= std::chrono::nanoseconds::zero())
+    throw option_error("grace_period", fmt::format("{} ns", options.grace_period->count()), "a positive time");
   if (!options.max_epochs && !options.max_iterations && !options.stop_trigger)
     throw option_error("max_epochs", "not set",
                        "a number of epochs, or max_iterations, or a stop_trigger: training needs an end");
@@ -166,6 +203,7 @@ void session::attach(std::vector<extension> extensions) {
     m.module->to(options.device);
     m.module->train();
   }
+  source_->set_device(options.device);
   updated_.assign(optimizers.size(), false);
   if (const auto length = source_->length()) now.epoch_length = length;
   for (const auto& e : extensions) attached_.push_back(std::make_unique<attachment>(*this, e));
@@ -206,34 +244,19 @@ task<> session::start_coroutines() {
   }
   while (waiting > 0) co_await asio::post(home, asio::use_awaitable);
   if (options.handle_signals) {
-    background->spawn([this]() -> task<> {
-      std::exception_ptr error;
-      try {
-        co_await watch_signals();
-      } catch (...) {
-        error = std::current_exception();
-      }
-      if (error) fail(error);
-    });
-    while (!watching_signals_ && !failure_) co_await asio::post(home, asio::use_awaitable);
+    int expected = 0;
+    if (!options.stop_signals.empty()) {
+      if (options.grace_period) grace_ = std::make_unique<grace_period>(options.stop_signals, *options.grace_period);
+      start_watching(&session::watch_stop_signals);
+      ++expected;
+    }
+    if (!options.snapshot_signals.empty() && can_be_done_again()) {
+      start_watching(&session::watch_snapshot_signals);
+      ++expected;
+    }
+    while (watchers_ < expected && !failure_) co_await asio::post(home, asio::use_awaitable);
   }
   throw_failure();
-}
-
-task<> session::watch_signals() {
-  // Gone after the first signal, so that a second one finds whatever was installed before.
-  int number = 0;
-  void (*previous)(int) = SIG_DFL;
-  {
-    signal_stream signals(home, {SIGINT, SIGTERM});
-    watching_signals_ = true;
-    number = co_await signals.next();
-    const struct sigaction before = signals.previous(number);
-    if ((before.sa_flags & SA_SIGINFO) == 0) previous = before.sa_handler;
-  }
-  stop(number == SIGINT ? "SIGINT" : "SIGTERM");
-  if (previous != SIG_DFL && previous != SIG_IGN) previous(number);
-  events.post<event::signal_received>(number);
 }
 
 task<> session::train() {
@@ -241,8 +264,9 @@ task<> session::train() {
   auto rest = events.emit<event::training_started>(now.iteration, now.epoch());
   if (rest) co_await std::move(*rest);
   begin_clock();
+  if (unfinished_ && now.epoch_end) co_await complete_earlier_iteration();
   if (stop_trigger_fired_) stop("the stop trigger had fired before");
-  if (goal_reached()) stop("the goal had been reached before");
+  if (goal_reached() && !unfinished_) stop("the goal had been reached before");
   while (!stop_reason) co_await run_epoch();
 }
 
@@ -253,21 +277,43 @@ task<> session::run_epoch() {
     now.iteration_in_epoch = 0;
     now.epoch_end = false;
   }
-  // The unbroken run drew what a range draws at the beginning of an epoch after the state of its end was saved, and
-  // before a state inside it was.
-  const bool inside = now.iteration_in_epoch > 0;
-  if (!inside) restore_random();
-  updates_are_managed_ = source_->updates_are_managed();
-  source_->begin(now.epoch_index, now.iteration_in_epoch);
-  if (inside) restore_random();
-  if (source_->exhausted())
-    throw option_error("batches",
-                       fmt::format("no batch in epoch {} after the first {}", now.epoch_index, now.iteration_in_epoch),
-                       "a range that gives batches every time it is iterated over");
+  begin_epoch();
+  if (!unfinished_) {
+    auto rest = source_->end_known();
+    if (rest) co_await wait_for_batch(std::move(*rest));
+    if (stop_reason) co_return;
+    require_batch();
+  }
   epoch_open_ = true;
   auto rest = events.emit<event::epoch_started>(now.epoch_index, now.iteration_in_epoch);
   if (rest) co_await std::move(*rest);
+  if (unfinished_) co_await complete_earlier_iteration();
   while (!now.epoch_end && !stop_reason) co_await run_iteration();
+}
+
+void session::require_batch() {
+  if (!source_->exhausted()) return;
+  throw option_error("batches",
+                     fmt::format("no batch in epoch {} after the first {}", now.epoch_index, now.iteration_in_epoch),
+                     "a range that gives batches every time it is iterated over");
+}
+
+// The unbroken run drew what a range draws at the beginning of an epoch after the state of its end was saved, and before
+// a state inside it was.
+void session::begin_epoch() {
+  updates_are_managed_ = source_->updates_are_managed();
+  const bool inside = std::exchange(epoch_begun_, true);
+  if (!inside) restore_random();
+  if (inside && restored_source_) {
+    source_->resume(*restored_source_);
+  } else {
+    if (restored_source_) source_->load_settings(*restored_source_);
+    source_->begin(now.epoch_index, now.iteration_in_epoch);
+  }
+  restored_source_.reset();
+  // Where that makes the first batch, it is made now, as it was then.
+  if (!source_->end_known()) static_cast<void>(source_->exhausted());
+  if (inside) restore_random();
 }
 
 void session::restore_random() {
@@ -283,9 +329,15 @@ void session::learn_who_updates() {
 
 task<> session::run_iteration() {
   if (pauses.size() > 0) co_await pauses.empty();
+  auto rest = source_->ready();
+  if (rest) {
+    co_await wait_for_batch(std::move(*rest));
+    if (stop_reason) co_return;
+    if (pauses.size() > 0) co_await pauses.empty();
+  }
   observed.clear();
   iteration_open_ = true;
-  auto rest = events.emit<event::iteration_started>(now.iteration + 1);
+  rest = events.emit<event::iteration_started>(now.iteration + 1);
   if (rest) co_await std::move(*rest);
 
   // A step that updates by hand cannot be held up in the middle.
@@ -295,41 +347,61 @@ task<> session::run_iteration() {
   if (rest) co_await std::move(*rest);
   learn_who_updates();
   source_->advance();
-  const bool last = source_->exhausted();
-  if (gradients_of_ >= options.accumulate || (last && gradients_of_ > 0)) {
-    rest = update_now(0);
-    if (rest) co_await std::move(*rest);
-  }
+  co_await complete_iteration();
 
-  ++now.iteration;
-  ++now.iteration_in_epoch;
-  ++execution;
-  now.epoch_end = last;
-  if (last && !now.epoch_length) now.epoch_length = now.iteration_in_epoch;
-  const auto time = clock::now();
-  now.elapsed_time = elapsed_before_ + std::chrono::duration<double>(time - started_).count();
-  co_await end_iteration();
-
-  if (time - yielded_ < yield_interval) co_return;
+  if (clock::now() - yielded_ < yield_interval) co_return;
   co_await asio::post(home, asio::use_awaitable);
   yielded_ = clock::now();
   throw_failure();
 }
 
-// An epoch's end is announced inside its last iteration's end: everybody above the snapshot priority has seen both
-// before the state is settled and saved.
-task<> session::end_iteration() {
+void session::update_position(bool last) {
+  ++now.iteration;
+  ++now.iteration_in_epoch;
+  ++execution;
+  now.epoch_end = last;
+  epoch_begun_ = !last;
+  if (last && !now.epoch_length) now.epoch_length = now.iteration_in_epoch;
+  now.elapsed_time = elapsed_before_ + std::chrono::duration<double>(clock::now() - started_).count();
+}
+
+// Everything after the step, without what an earlier run has done of it already. An epoch's end is announced inside its
+// last iteration's end: everybody above the snapshot priority has seen both before the state is settled and saved.
+task<> session::complete_iteration() {
+  using stage = unfinished_iteration::stage;
+  const auto from = std::exchange(unfinished_, std::nullopt);
+  std::optional<task<>> rest;
+  if (!from || from->where == stage::next_batch) {
+    rest = source_->end_known();
+    if (rest) co_await wait_for_data(std::move(*rest));
+    if (rest && signal && can_be_done_again()) {
+      iteration_open_ = false;
+      unfinished_.emplace();
+      throw interrupted();
+    }
+    const bool last = source_->exhausted();
+    if (gradients_of_ >= options.accumulate || (last && gradients_of_ > 0)) {
+      rest = update_now(0);
+      if (rest) co_await std::move(*rest);
+    }
+    update_position(last);
+  }
+
   auto& iterations = events.channel<event::iteration_completed>();
   auto& epochs = events.channel<event::epoch_completed>();
   const event::iteration_completed iteration{now.iteration, nullptr};
   const event::epoch_completed epoch{now.epoch(), nullptr};
 
   iteration_open_ = false;
-  auto rest = iterations.run_above(iteration);
-  if (rest) co_await std::move(*rest);
+  if (!from || from->where != stage::epoch) {
+    const bool anew = !from || from->where == stage::next_batch;
+    rest = anew ? iterations.run_above(iteration) : iterations.run_above_from(from->handler, iteration);
+    if (rest) co_await std::move(*rest);
+  }
   if (now.epoch_end) {
     epoch_open_ = false;
-    rest = epochs.run_above(epoch);
+    const bool anew = !from || from->where != stage::epoch;
+    rest = anew ? epochs.run_above(epoch) : epochs.run_above_from(from->handler, epoch);
     if (rest) co_await std::move(*rest);
   }
   rest = events.drain();
@@ -349,6 +421,12 @@ task<> session::end_iteration() {
   rest = events.drain();
   if (rest) co_await std::move(*rest);
   throw_failure();
+}
+
+/// What a signal has left undone in an earlier run.
+task<> session::complete_earlier_iteration() {
+  restore_random();
+  co_await complete_iteration();
 }
 
 task<> session::snapshot() {
@@ -450,18 +528,21 @@ task<> session::join_everything() {
 
 void session::stop(std::string reason) {
   if (!stop_reason) stop_reason = std::move(reason);
+  for (scope* wait : data_waits_) wait->cancel();
 }
 
 void session::fail(std::exception_ptr error) noexcept {
   const bool cancelled_by_us = ending_ && is_operation_aborted(error);
   if (!failure_ && !cancelled_by_us) failure_ = std::move(error);
+  for (scope* wait : data_waits_) wait->cancel();
+  for (scope* wait : work_waits_) wait->cancel();
 }
 
 void session::throw_failure() {
   if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
 }
 
-bool session::goal_reached() {
+bool session::goal_reached() const {
   return (options.max_epochs && now.epoch() >= *options.max_epochs) ||
          (options.max_iterations && now.iteration >= *options.max_iterations);
 }

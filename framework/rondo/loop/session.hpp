@@ -22,6 +22,7 @@
 #include "rondo/event/events.hpp"
 #include "rondo/event/moment.hpp"
 #include "rondo/loop/extension.hpp"
+#include "rondo/loop/grace_period.hpp"
 #include "rondo/loop/options.hpp"
 #include "rondo/report/observations.hpp"
 #include "rondo/state/stateful.hpp"
@@ -55,8 +56,18 @@ class batch_source {
   virtual ~batch_source() = default;
   /// Batches per epoch, if known beforehand.
   [[nodiscard]] virtual std::optional<std::int64_t> length() const = 0;
+  virtual void set_device(at::Device device) = 0;
   /// Goes to batch `skip` of epoch `epoch`.
   virtual void begin(std::int64_t epoch, std::int64_t skip) = 0;
+  /// Goes where `state_dict` was when it gave `state`.
+  virtual void resume(const state::value& state) = 0;
+  /// Takes over what `state` says of the range, but not the position.
+  virtual void load_settings(const state::value& state) = 0;
+  [[nodiscard]] virtual state::dict state_dict() const = 0;
+  /// Nothing if the current batch is there, else a task that waits for it and can be cancelled.
+  [[nodiscard]] virtual std::optional<task<>> ready() = 0;
+  /// The same for the answer of `exhausted`.
+  [[nodiscard]] virtual std::optional<task<>> end_known() = 0;
   /// Whether the epoch has no further batch.
   [[nodiscard]] virtual bool exhausted() = 0;
   /// Trains on the current batch.
@@ -79,6 +90,7 @@ class trigger_gate final : public gate {
  public:
   trigger_gate(trigger t, const session& s, bool shared) : trigger_(std::move(t)), session_(s), shared_(shared) {}
   bool open() override;
+  void reopen() override;
   [[nodiscard]] trigger& inner() noexcept { return trigger_; }
 
  private:
@@ -87,6 +99,19 @@ class trigger_gate final : public gate {
   bool shared_;
   std::int64_t asked_at_ = -1;
   bool answer_ = false;
+  bool reopened_ = false;
+};
+
+/// What is left to do of an iteration when a signal has broken it off. A later run begins with it.
+struct unfinished_iteration {
+  enum class stage {
+    next_batch,  ///< whether the epoch is over, and everything after that: the iteration is not counted yet
+    iteration,   ///< `iteration_completed`, from `handler` on
+    epoch,       ///< `epoch_completed`, from `handler` on
+  };
+  stage where = stage::next_batch;
+  handler_place handler = {};
+  state::value random = {};  ///< the generators' states from which `handler` begins; null: as they are
 };
 
 /// An extension during a run.
@@ -97,6 +122,7 @@ struct attachment {
   extension what;
   std::shared_ptr<trigger_gate> when;  ///< of the extension as a whole; may be null
   bool when_is_used = false;
+  std::vector<std::shared_ptr<trigger_gate>> handler_gates;  ///< of single handlers (`context::on` with a trigger)
   acknowledgement ack;
   std::unique_ptr<context> ctx;
   std::unique_ptr<scope> life;  ///< of its coroutine
@@ -129,6 +155,14 @@ class session {
   [[nodiscard]] bool mid_iteration() const noexcept { return iteration_open_ || broken_off_; }
   /// Has every extension that saves the whole run take a snapshot now. Completes when they are durable.
   [[nodiscard]] task<> snapshot();
+  /// For `interruptible_work`: the handler that is at work, and what is left to do from it on; null outside of one.
+  [[nodiscard]] std::unique_ptr<const unfinished_iteration> work_begins();
+  /// Lets others run, and gives the work up if a signal has asked for the end.
+  [[nodiscard]] task<> interruption_point(const unfinished_iteration* work);
+  /// Awaits something that the work needs; cancels it when the work is to be given up.
+  [[nodiscard]] task<> wait_in_work(const unfinished_iteration* work, task<> other);
+  /// Whether it has been long since the loop last let others run.
+  [[nodiscard]] bool interruption_point_due() const noexcept;
   [[nodiscard]] double epoch_detail() const;
   [[nodiscard]] bool has_extension(std::string_view name) const;
   void assert_home() const;
@@ -143,6 +177,7 @@ class session {
   moment now;
   std::int64_t execution = 0;  ///< iterations done in this process, and in earlier ones that counted them (ppe)
   std::optional<std::string> stop_reason;
+  std::optional<int> signal;  ///< that has asked for the end
   std::optional<std::filesystem::path> resumed_from;
   executor home;
   std::unique_ptr<context> step_context;  ///< what a user's step gets
@@ -161,18 +196,33 @@ class session {
   task<> train();
   task<> run_epoch();
   task<> run_iteration();
-  task<> end_iteration();
-  task<> watch_signals();
+  task<> complete_iteration();
+  task<> complete_earlier_iteration();
+  void begin_epoch();
+  void require_batch();
+  void update_position(bool last);
+  [[nodiscard]] run_result result() const;
+
+  void start_watching(task<> (session::*watch)());
+  task<> watch_stop_signals();
+  task<> watch_snapshot_signals();
+  task<> wait_for_data(task<> ready);
+  task<> wait_for_batch(task<> ready);
+  task<> wait_until_cancelled(task<> other, std::vector<scope*>& waits, bool over);
+  [[nodiscard]] bool can_be_done_again();
   task<> conclude(std::exception_ptr error);
   task<> announce_failure(std::exception_ptr error);
   task<> close_epoch(std::exception_ptr reason);
   task<std::exception_ptr> announce_end(std::exception_ptr error);
   [[nodiscard]] state::dict optimizer_types() const;
   [[nodiscard]] state::value gradients() const;
+  [[nodiscard]] state::value random() const;
   void load_gradients(const state::value& ours);
   task<> join_everything();
   void decide_stop();
   void load_position(const state::dict& root);
+  [[nodiscard]] state::value unfinished_state() const;
+  void load_unfinished(const state::dict& ours);
   void begin_clock();
   void restore_random();
   void throw_failure();
@@ -181,7 +231,7 @@ class session {
   [[nodiscard]] task<> update_after(std::size_t index, task<> announced);
   [[nodiscard]] task<> update_when_free(std::size_t index);
   void learn_who_updates();
-  [[nodiscard]] bool goal_reached();
+  [[nodiscard]] bool goal_reached() const;
 
   std::unique_ptr<batch_source> source_;
   std::vector<std::unique_ptr<attachment>> attached_;
@@ -200,10 +250,17 @@ class session {
   std::vector<bool> updated_;        ///< which optimizers in this iteration, through `update`
   bool updates_are_managed_ = true;  ///< as far as the last iteration tells
   bool epoch_open_ = false;
+  bool epoch_begun_ = false;         ///< the range has begun the present epoch
   std::optional<std::size_t> update_open_;
-  bool watching_signals_ = false;
+  int watchers_ = 0;                   ///< of signals, that are ready
+  std::vector<scope*> data_waits_;     ///< of the training coroutine, for the next batch: any stop ends them
+  std::vector<scope*> work_waits_;     ///< of work that can be done again: a signal ends them
+  bool between_iterations_ = false;    ///< while it waits there
+  std::optional<unfinished_iteration> unfinished_;
+  std::unique_ptr<grace_period> grace_;
   bool ending_ = false;
   std::optional<state::value> restored_random_;
+  std::optional<state::value> restored_source_;
   bool training_begun_ = false;
 };
 

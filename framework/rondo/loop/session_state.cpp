@@ -5,21 +5,27 @@
 #include <torch/types.h>
 
 #include <algorithm>
+#include <array>
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "rondo/log.hpp"
 #include "rondo/loop/context.hpp"
 #include "rondo/loop/session.hpp"
+#include "rondo/state/environment.hpp"
 #include "rondo/state/loading.hpp"
 #include "rondo/state/random.hpp"
 
 namespace rondo::detail {
 
 namespace {
+
+/// In the order of `unfinished_iteration::stage`.
+constexpr std::array<std::string_view, 3> stage_names = {"next_batch", "iteration", "epoch"};
 
 /// What is stored of one object, and its name then and now.
 struct stored_object {
@@ -140,18 +146,23 @@ void load_or_tell(const self_checking& object, state::loading& act) {
 }
 
 bool is_empty(const state::value& memory) {
-  const auto* both = memory.get_if<state::dict>();
-  if (both == nullptr) return false;
-  return std::all_of(both->begin(), both->end(), [](const auto& part) {
-    const auto* dict = part.second.template get_if<state::dict>();
-    return dict != nullptr && dict->empty();
-  });
+  if (const auto* all = memory.get_if<state::list>()) return std::ranges::all_of(*all, is_empty);
+  const auto* parts = memory.get_if<state::dict>();
+  return parts != nullptr && std::all_of(parts->begin(), parts->end(), [](const auto& part) {
+           return part.second.template get_if<state::dict>() != nullptr ? part.second.template as<state::dict>().empty()
+                                                                        : is_empty(part.second);
+         });
 }
 
 state::dict memory_of(const attachment& a) {
   auto own = a.what.self()->state_dict();
-  return {{"extension", own ? std::move(*own) : state::value(state::dict())},
-          {"trigger", a.when ? a.when->inner().state_dict() : state::value(state::dict())}};
+  state::dict all{{"extension", own ? std::move(*own) : state::value(state::dict())},
+                  {"trigger", a.when ? a.when->inner().state_dict() : state::value(state::dict())}};
+  if (a.handler_gates.empty()) return all;
+  state::list handlers;
+  for (const auto& gate : a.handler_gates) handlers.push_back(gate->inner().state_dict());
+  all.insert_or_assign("handler_triggers", std::move(handlers));
+  return all;
 }
 
 bool remembers(const attachment& a) { return !is_empty(memory_of(a)); }
@@ -159,6 +170,16 @@ bool remembers(const attachment& a) { return !is_empty(memory_of(a)); }
 void load_memory(attachment& a, const state::value& memory) {
   a.what.self()->load_state_dict(memory.at("extension"));
   if (a.when) a.when->inner().load_state_dict(memory.at("trigger"));
+  const auto* handlers = memory.as<state::dict>().find("handler_triggers");
+  if (handlers == nullptr) return;
+  const auto& stored = handlers->as<state::list>();
+  if (stored.size() != a.handler_gates.size()) {
+    log::warn(fmt::format("extension '{}': {} of its handlers have triggers, {} in the snapshot: these start without a "
+                          "memory",
+                          a.what.name(), a.handler_gates.size(), stored.size()));
+    return;
+  }
+  for (std::size_t i = 0; i < stored.size(); ++i) a.handler_gates[i]->inner().load_state_dict(stored[i]);
 }
 
 /// Extensions come and go, so that a difference is no error. `warnings` are those to be said if the rest fits.
@@ -267,7 +288,11 @@ state::dict session::state_dict() const {
       {"stop_trigger", options.stop_trigger ? options.stop_trigger->state_dict() : state::value(state::dict())},
       {"optimizer_types", optimizer_types()},
       {"gradients", gradients()},
-      {"random", state::random_state()}};
+      {"data", source_->state_dict()},
+      {"epoch_begun", epoch_begun_},
+      {"unfinished", unfinished_state()},
+      {"environment", state::environment_state(options.device)},
+      {"random", random()}};
   return {{"_start_iteration", now.iteration},
           {"_start_execution", execution},
           {"models", std::move(all_models)},
@@ -335,12 +360,62 @@ void session::load_position(const state::dict& root) {
   now.elapsed_time = ours->at("elapsed_time").number();
   stop_trigger_fired_ = options.stop_trigger && ours->get<bool>("stop_trigger_fired");
   restored_random_ = ours->at("random");
+  const auto& known = ours->as<state::dict>();
+  const auto* begun = known.find("epoch_begun");
+  epoch_begun_ = !now.epoch_end && (begun != nullptr ? begun->as<bool>() : now.iteration_in_epoch > 0);
+  if (const auto* environment = known.find("environment"))
+    for (const auto& difference : state::environment_differences(*environment, options.device))
+      log::warn("the snapshot was taken elsewhere, so that results may differ in the last bits: " + difference);
+  if (const auto* data = known.find("data")) restored_source_ = *data;
+  load_unfinished(known);
+}
+
+// The observations go with it: those who have not seen the iteration yet will look at them.
+state::value session::unfinished_state() const {
+  if (!unfinished_) return {};
+  state::dict reported;
+  observed.for_each([&](const std::string& key, const observation& o) {
+    reported.insert_or_assign(key, state::list{o.value(), o.weight()});
+  });
+  const auto& handler = unfinished_->handler;
+  return state::dict{{"stage", std::string(stage_names[static_cast<std::size_t>(unfinished_->where)])},
+                     {"extension", handler.owner},
+                     {"handler", handler.nth},
+                     {"priority", handler.priority},
+                     {"observations", std::move(reported)}};
+}
+
+void session::load_unfinished(const state::dict& ours) {
+  unfinished_.reset();
+  const auto* stored = ours.find("unfinished");
+  if (stored == nullptr || stored->is_null()) return;
+  const auto name = stored->get<std::string>("stage");
+  const auto stage = std::ranges::find(stage_names, name);
+  if (stage == stage_names.end())
+    throw state_error("rondo.unfinished.stage", fmt::format("'{}' is no part of an iteration known here", name));
+  unfinished_iteration left;
+  left.where = static_cast<unfinished_iteration::stage>(stage - stage_names.begin());
+  left.handler = {stored->get<std::string>("extension"), stored->get<std::int64_t>("handler"),
+                  static_cast<int>(stored->get<std::int64_t>("priority"))};
+  for (const auto& [key, both] : stored->get<state::dict>("observations")) {
+    const auto& value_and_weight = both.as<state::list>();
+    if (value_and_weight.size() != 2) throw state_error("rondo.unfinished.observations." + key.str(), "is no pair");
+    observed.report(key.str(), value_and_weight[0].number(), value_and_weight[1].number());
+  }
+  unfinished_ = std::move(left);
 }
 
 state::dict session::optimizer_types() const {
   state::dict types;
   for (const auto& o : optimizers) types.insert_or_assign(o.name, c10::demangle(typeid(*o.optimizer).name()));
   return types;
+}
+
+/// The generators' states from which a resumed run has to go on.
+state::value session::random() const {
+  if (restored_random_) return *restored_random_;  // nothing has been drawn since
+  if (unfinished_ && !unfinished_->random.is_null()) return unfinished_->random;
+  return state::random_state();
 }
 
 // A snapshot inside an accumulation window carries the gradients that wait for the update.

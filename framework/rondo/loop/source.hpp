@@ -7,15 +7,14 @@
 #include <functional>
 #include <memory>
 #include <optional>
-#include <range/v3/iterator/operations.hpp>
-#include <range/v3/range/access.hpp>
 #include <range/v3/range/concepts.hpp>
-#include <range/v3/range/primitives.hpp>
+#include <range/v3/range/traits.hpp>
 #include <type_traits>
 #include <utility>
 
 #include "rondo/async/task.hpp"
 #include "rondo/data/example.hpp"
+#include "rondo/data/pass.hpp"
 #include "rondo/data/stage.hpp"
 #include "rondo/loop/context.hpp"
 #include "rondo/loop/session.hpp"
@@ -45,25 +44,25 @@ class typed_source final : public batch_source {
                 "a training step is called with (context&, batch&) and returns a loss tensor, a task<> or nothing");
 
  public:
-  typed_source(View range, Step step) : range_(std::move(range)), step_(std::move(step)) {}
+  typed_source(View range, Step step) : pass_(std::move(range)), step_(std::move(step)) {}
 
-  [[nodiscard]] std::optional<std::int64_t> length() const override {
-    if constexpr (data::detail::sized<View>)
-      return data::detail::size_of(range_);
-    else
-      return std::nullopt;
+  [[nodiscard]] std::optional<std::int64_t> length() const override { return pass_.size(); }
+  void set_device(at::Device device) override { pass_.set_device(device); }
+
+  void begin(std::int64_t epoch, std::int64_t skip) override { pass_.begin(epoch, skip); }
+  void resume(const state::value& state) override { pass_.load_state_dict(state); }
+  void load_settings(const state::value& state) override { pass_.load_settings(state); }
+  [[nodiscard]] state::dict state_dict() const override { return pass_.state_dict(); }
+
+  [[nodiscard]] std::optional<task<>> ready() override { return pass_.ready(); }
+  [[nodiscard]] std::optional<task<>> end_known() override {
+    if constexpr (data::pass<View>::size_lasts) return std::nullopt;
+    return pass_.ready();
   }
-
-  void begin(std::int64_t epoch, std::int64_t skip) override {
-    data::set_epoch(range_, epoch);
-    at_.emplace(ranges::begin(range_));
-    ranges::advance(*at_, static_cast<ranges::range_difference_t<View>>(skip), ranges::end(range_));
-  }
-
-  [[nodiscard]] bool exhausted() override { return *at_ == ranges::end(range_); }
+  [[nodiscard]] bool exhausted() override { return pass_.exhausted(); }
 
   [[nodiscard]] std::optional<task<>> step(session& s) override {
-    batch_.emplace(data::to_device(batch(**at_), s.options.device));
+    batch_.emplace(data::to_device(batch(pass_.take()), s.options.device));
     context& ctx = *s.step_context;
     using result = std::invoke_result_t<Step&, context&, batch&>;
     if constexpr (std::same_as<result, task<>>) {
@@ -82,13 +81,12 @@ class typed_source final : public batch_source {
 
   void advance() override {
     batch_.reset();
-    ++*at_;
+    pass_.advance();
   }
 
  private:
-  View range_;
+  data::pass<View> pass_;
   Step step_;
-  std::optional<ranges::iterator_t<View>> at_;
   std::optional<batch> batch_;
 };
 

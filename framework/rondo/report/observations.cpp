@@ -34,8 +34,8 @@ void observations::report(std::string_view key, const at::Tensor& scalar, double
 }
 
 const observation* observations::find(std::string_view key) const noexcept {
-  for (const auto& e : entries_)
-    if (e.present && e.key == key) return &e.value;
+  for (std::size_t i = 0; i < present_; ++i)
+    if (entries_[i].key == key) return &entries_[i].value;
   return nullptr;
 }
 
@@ -47,21 +47,17 @@ const observation& observations::at(std::string_view key) const {
                                                         known.empty() ? "none" : known));
 }
 
-void observations::clear() noexcept {
-  for (auto& e : entries_) e.present = false;
-}
-
 observation& observations::slot(std::string_view key) {
   const auto matches = [&](const std::string& stored) {
     return stored.size() == prefix_.size() + key.size() && stored.starts_with(prefix_) && stored.ends_with(key);
   };
-  for (auto& e : entries_) {
-    if (!matches(e.key)) continue;
-    e.present = true;
-    return e.value;
-  }
-  entries_.push_back({prefix_ + std::string(key), {}, true});
-  return entries_.back().value;
+  std::size_t found = 0;
+  while (found < entries_.size() && !matches(entries_[found].key)) ++found;
+  if (found == entries_.size()) entries_.push_back({prefix_ + std::string(key), {}});
+  if (found < present_) return entries_[found].value;
+  // Its turn in this iteration is now. As a rule it is there already.
+  if (found != present_) std::swap(entries_[found], entries_[present_]);
+  return entries_[present_++].value;
 }
 
 observations::scope::scope(observations& where, std::string_view prefix) : where_(where), outer_(where.prefix_.size()) {

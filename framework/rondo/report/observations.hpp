@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <concepts>
+#include <cstddef>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -67,15 +68,14 @@ class observations {
   /// Throws `observation_error` naming `key` and the keys that are there.
   [[nodiscard]] const observation& at(std::string_view key) const;
 
-  /// `f(key, observation)` for everything reported in this iteration, in the order in which the keys were first seen.
+  /// `f(key, observation)` for everything reported in this iteration, in the order in which it was (first) reported.
   template <std::invocable<const std::string&, const observation&> F>
   void for_each(F&& f) const {
-    for (const auto& e : entries_)
-      if (e.present) f(e.key, e.value);
+    for (std::size_t i = 0; i < present_; ++i) f(std::as_const(entries_[i].key), std::as_const(entries_[i].value));
   }
 
   /// Forgets the numbers. Called by the loop at the beginning of each iteration.
-  void clear() noexcept;
+  void clear() noexcept { present_ = 0; }
 
   /// While it lives, every reported key gets `prefix` in front.
   class scope {
@@ -98,12 +98,14 @@ class observations {
   struct entry {
     std::string key;
     observation value;
-    bool present = false;
   };
 
   observation& slot(std::string_view key);
 
-  std::vector<entry> entries_;  // few keys, the same ones each time: kept between iterations, found by a scan
+  // Few keys, as a rule the same ones in the same order each time: kept between iterations, found by a scan. The first
+  // ones are those of this iteration.
+  std::vector<entry> entries_;
+  std::size_t present_ = 0;
   std::string prefix_;
 };
 

@@ -13,7 +13,11 @@
 
 #include "rondo/state/bits.hpp"
 
-namespace rondo::state {
+namespace rondo {
+
+void seed_everything(std::uint64_t seed) { at::manual_seed(seed); }
+
+namespace state {
 
 namespace {
 
@@ -34,8 +38,6 @@ void set_state(at::Generator generator, const at::Tensor& state) {
   generator.set_state(state);
 }
 
-/// The state as a tensor of its own that a generator of this kind accepts. LibTorch checks only while it sets a state,
-/// so a copy of the generator tries it.
 /// A generator of the same kind, to try a state on. Made afresh for the CPU, because LibTorch 1.13 leaks clones.
 at::Generator spare_generator(at::Generator generator) {
   if (generator.device().is_cpu()) return at::make_generator<at::CPUGeneratorImpl>();
@@ -43,6 +45,8 @@ at::Generator spare_generator(at::Generator generator) {
   return generator.clone();
 }
 
+/// The state as a tensor of its own that a generator of this kind accepts. LibTorch checks only while it sets a state,
+/// so a copy of the generator tries it.
 at::Tensor checked(at::Generator generator, const value& state, const std::string& key) {
   const at::Tensor* given = state.get_if<at::Tensor>();
   if (given == nullptr) throw state_error(key, "expected a uint8 Tensor, found " + state.type_name());
@@ -83,4 +87,5 @@ void load_random_state(const value& state) {
   for (const auto& [generator, bytes] : accepted) set_state(generator, bytes);
 }
 
-}  // namespace rondo::state
+}  // namespace state
+}  // namespace rondo

@@ -73,7 +73,10 @@ class snapshot_extension {
     cost_.reset();
     taken_at_ = -1;
     trained_ = false;
-    if (!options_.autoload && !options_.resume_from) warn_about_earlier_run();
+    if (!options_.autoload && !options_.resume_from)
+      ctx.on<event::training_started>([this] {
+        if (!ctx_->resumed_from()) warn_about_earlier_run();
+      });
     if (options_.autoload || options_.resume_from) ctx.on<event::restoring>([this]() -> task<> { return restore(); });
     ctx.on<event::iteration_completed>([this] { after_iteration(); });
     ctx.when_due([this]() -> task<> { return take_when_due(); });
@@ -229,8 +232,10 @@ class snapshot_extension {
 
   /// Whether a snapshot is due at the end of this iteration although the trigger has not said so.
   [[nodiscard]] bool wanted_besides() const {
-    return (saves_loop() && ctx_->snapshot_wanted()) || (options_.final && ctx_->stop_requested());
+    return (saves_loop() && ctx_->snapshot_wanted()) || (options_.final && ctx_->stop_requested()) || preempted();
   }
+
+  [[nodiscard]] bool preempted() const { return options_.on_signal && ctx_->stop_signal().has_value(); }
 
   task<> take_regular() {
     if (taken_at_ == ctx_->execution()) co_return;
@@ -263,7 +268,7 @@ class snapshot_extension {
     const bool failed = e.error != nullptr;
     co_await taker_->finish();
     // A signal may have stopped training between two iterations, and the last snapshot may have been skipped.
-    const bool wanted = options_.final || (saves_loop() && ctx_->snapshot_wanted());
+    const bool wanted = options_.final || preempted() || (saves_loop() && ctx_->snapshot_wanted());
     const bool missing = wanted && !failed && trained_ && taken_at_ != ctx_->execution();
     std::exception_ptr error;
     try {

@@ -80,6 +80,8 @@ struct snapshot_options {
   snapshot_failure on_failure = snapshot_failure::fail;
   /// Whether training ends with a snapshot even if the trigger did not fire there.
   bool final = false;
+  /// Whether training that a signal ends (`loop_options::stop_signals`) ends with a snapshot, so that nothing is lost.
+  bool on_signal = true;
   /// Whether every file is read back and verified, in the background, before it counts as written and older ones are
   /// removed: finds disks that do not store what they were given.
   bool verify = false;
