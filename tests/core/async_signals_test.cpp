@@ -55,6 +55,32 @@ class with_handler {
 
 }  // namespace
 
+TEST_CASE("a stream for the first signal gives the default action back when it arrives, not when the loop runs",
+          "[async][signals]") {
+  asio::io_context loop(1);
+  struct sigaction by_default {};
+  by_default.sa_handler = SIG_DFL;
+  struct sigaction before {};
+  REQUIRE(::sigaction(SIGUSR2, &by_default, &before) == 0);
+  {
+    const signal_stream first(loop.get_executor(), {SIGUSR2}, signal_stream::mode::first);
+    CHECK(disposition(SIGUSR2).sa_handler != SIG_DFL);
+    std::raise(SIGUSR2);
+    CHECK(disposition(SIGUSR2).sa_handler == SIG_DFL);
+  }
+  CHECK(disposition(SIGUSR2).sa_handler == SIG_DFL);
+  ::sigaction(SIGUSR2, &before, nullptr);
+
+  const with_handler mine(SIGUSR1);  // whoever has a handler of his own keeps out of danger
+  {
+    const signal_stream first(loop.get_executor(), {SIGUSR1}, signal_stream::mode::first);
+    std::raise(SIGUSR1);
+    CHECK(disposition(SIGUSR1).sa_handler != SIG_DFL);
+    CHECK(handled == 0);
+  }
+  with_handler::require_untouched(SIGUSR1);
+}
+
 TEST_CASE("a signal reaches the coroutine, and the previous handler is back afterwards", "[async][signals]") {
   const with_handler mine(SIGUSR1);
   std::vector<int> seen;

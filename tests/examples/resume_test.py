@@ -24,7 +24,7 @@ WRITERS = ["simple", "thread", "process", "thread_queue", "process_queue"]
 SCHEDULES = ["plateau", "cosine"]
 SMALL = ["--model", "cnn", "--optimizer", "adam", "--augment", "--epochs", "6", "--patience", "3", "--limit", "1000",
          "--batch-size", "48", "--lr", "0.005", "--threads", "1"]
-COMPARED = ["epoch", "iteration", "train/loss", "validation/accuracy", "state_digest", "stop_reason"]
+COMPARED = ["epoch", "iteration", "train/loss", "validation/accuracy", "state_digest"]
 
 
 def log_of(out):
@@ -153,7 +153,7 @@ def test_kills(training, unbroken, most):
         if random.random() < 0.5:
             was_killed = training.kill_after(random.uniform(0, unbroken.seconds))
         else:
-            was_killed = training.kill_when_saved(random.randint(begun + 1, unbroken.iterations))
+            was_killed = training.kill_when_saved(random.randint(min(begun + 1, unbroken.iterations), unbroken.iterations))
         if not was_killed:
             break
         killed += 1

@@ -125,7 +125,10 @@ TEST_CASE("files without header, with another delimiter, with quotes, blanks, a 
   check("\"1.5\"\t\"2\"\t7\n3\t4\t\"8\"\n", {.header = false, .delimiter = '\t'});
   check("a, b ,\"target\"\n 1.5, +2.0 ,7e0\n\n3.,\t4 ,0.8E+1\r\n\r\n", {.target = 2});
   check("\xef\xbb\xbf\"target\",b,c\n7,1.5,2\n8,3,4\n", {.target = "target"});
-  check("\xef\xbb\xbf" "1.5,2,7\n3,4,8\n", {.header = false});
+  check(
+      "\xef\xbb\xbf"
+      "1.5,2,7\n3,4,8\n",
+      {.header = false});
 }
 
 TEST_CASE("a compressed file is read as well", "[data][csv]") {
@@ -158,7 +161,8 @@ TEST_CASE("a bad field is refused with file, line, column, what it is and what i
   };
   REQUIRE(refused("5") == "no error");
   REQUIRE(contains(refused("five"), "expected a number that float32 can hold, found 'five'"));
-  for (const auto* field : {"", " ", "1,5", "1 5", "0x10", "1e", "+", "+-1", "--1", "1.2.3", "1e39", "-1e400", "1_000", "é"}) {
+  for (const auto* field :
+       {"", " ", "1,5", "1 5", "0x10", "1e", "+", "+-1", "--1", "1.2.3", "1e39", "-1e400", "1_000", "é"}) {
     CAPTURE(field);
     const auto text = std::string("\"") + field + "\"";
     CHECK(contains(refused(text), std::string("found '") + field + "'"));
@@ -194,7 +198,8 @@ TEST_CASE("numbers are read as Python and LibTorch read them", "[data][csv]") {
     std::memcpy(&number, &bits, sizeof number);
     if (!std::isfinite(number)) continue;
     const int digits = static_cast<int>(random() % 20) + 1;
-    bytes += (random() % 2 == 0 ? fmt::format("{:.{}e},0\n", number, digits) : fmt::format("{:.{}g},0\n", number, digits));
+    bytes +=
+        (random() % 2 == 0 ? fmt::format("{:.{}e},0\n", number, digits) : fmt::format("{:.{}g},0\n", number, digits));
   }
   for (const auto* special : {"inf", "-inf", "nan", "INF", "1e-45", "1e-60", "-0", "3.4028235e38", "0.1", "16777217"})
     bytes += std::string(special) + ",0\n";
@@ -244,13 +249,15 @@ TEST_CASE("rows with another number of fields are refused", "[data][csv]") {
 TEST_CASE("quotes in the wrong place are refused where they are", "[data][csv]") {
   REQUIRE(contains(failure_of("a,b\n1,2\"3\n"), ", line 2, column 2', byte 7: found '\"3' beside a quote"));
   REQUIRE(contains(failure_of("a,b\n\"1\"x,2\n"), ", line 2, column 1', byte 7: found 'x,2' beside a quote"));
-  REQUIRE(contains(failure_of("a,b\n1,2\n\"1,2\n3,4\n5,6\n"), ", line 3', byte 8: a quote in the row that begins here"));
+  REQUIRE(
+      contains(failure_of("a,b\n1,2\n\"1,2\n3,4\n5,6\n"), ", line 3', byte 8: a quote in the row that begins here"));
   REQUIRE(contains(failure_of("a,b\n1,\"2\n\n\"3,4\n"), ", line 4, column 2', byte 11: found '3,4' beside a quote"));
 }
 
 TEST_CASE("a row that is too long is refused where it begins", "[data][csv]") {
   const auto bytes = "a,b\n1,2\n\"" + std::string(50, '\n') + "\",4\n";
-  REQUIRE(contains(failure_of(bytes, {.max_row = 30}), ", line 3', byte 8: the row that begins here is longer than 30 bytes"));
+  REQUIRE(contains(failure_of(bytes, {.max_row = 30}),
+                   ", line 3', byte 8: the row that begins here is longer than 30 bytes"));
   REQUIRE(contains(failure_of("a,b\n" + std::string(50, '1') + ",2\n", {.max_row = 30}), "line 2"));
   REQUIRE(rows_of(bytes, {.max_row = 100}).size() == 2);
 }
@@ -265,7 +272,8 @@ TEST_CASE("a file without its first row is refused", "[data][csv]") {
 }
 
 TEST_CASE("options that make no sense are refused", "[data][csv]") {
-  REQUIRE(contains(refused_option(flowers, {.target = "specie"}), "'specie': allowed is one of 'length', 'width', 'species'"));
+  REQUIRE(contains(refused_option(flowers, {.target = "specie"}),
+                   "'specie': allowed is one of 'length', 'width', 'species'"));
   REQUIRE(contains(refused_option(flowers, {.target = 3}), "3: allowed is from -3 to 2"));
   REQUIRE(contains(refused_option(flowers, {.target = -4}), "-4: allowed is from -3 to 2"));
   REQUIRE(contains(refused_option(flowers, {.columns = {"length", "height"}}), "option 'columns' = 'height'"));

@@ -102,8 +102,9 @@ TEST_CASE("each folder is a class, and each image an example of it", "[data][ima
 
 TEST_CASE("the order is that of torchvision's ImageFolder", "[data][image_folder]") {
   image_tree tree;
-  for (const auto* name : {"b/x/1.png", "b/x-1/1.png", "b/x/y/1.JPG", "b/x.png", "b/10.jpeg", "b/9.PnG", "B/1.png", "a b/1.png",
-                           "é/1.png", "z/1.png", "z/ä.png", "z/Z.png", "z/a.png.txt", "z/sub.png/1.png", "_/_.png"})
+  for (const auto* name :
+       {"b/x/1.png", "b/x-1/1.png", "b/x/y/1.JPG", "b/x.png", "b/10.jpeg", "b/9.PnG", "B/1.png", "a b/1.png", "é/1.png",
+        "z/1.png", "z/ä.png", "z/Z.png", "z/a.png.txt", "z/sub.png/1.png", "_/_.png"})
     tree.add(name);
   tree.link("../b/x", "a b/link");
   tree.link("../z/Z.png", "B/link.png");

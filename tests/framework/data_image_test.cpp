@@ -44,7 +44,8 @@ bytes gradient(int height, int width) {
   bytes pixels;
   for (int y = 0; y < height; ++y)
     for (int x = 0; x < width; ++x)
-      for (const int value : {255 * x / width, 255 * y / height, 128}) pixels.push_back(static_cast<std::uint8_t>(value));
+      for (const int value : {255 * x / width, 255 * y / height, 128})
+        pixels.push_back(static_cast<std::uint8_t>(value));
   return pixels;
 }
 
@@ -95,9 +96,11 @@ TEST_CASE("all kinds of PNG give the channels that are asked for", "[data][image
     check_bytes(data::read_image(path), {10, 50, 20, 60, 30, 70});
   }
   SECTION("a palette with transparent colours") {
-    write_png(path, 1, 4, {0, 1, 2, 1},
-              {.colours = PNG_COLOR_TYPE_PALETTE, .palette = {9, 8, 7, 100, 110, 120, 1, 2, 3}, .transparent = {0, 50}});
-    check_bytes(data::read_image(path, {.channels = 4}), {9, 100, 1, 100, 8, 110, 2, 110, 7, 120, 3, 120, 0, 50, 255, 50});
+    write_png(
+        path, 1, 4, {0, 1, 2, 1},
+        {.colours = PNG_COLOR_TYPE_PALETTE, .palette = {9, 8, 7, 100, 110, 120, 1, 2, 3}, .transparent = {0, 50}});
+    check_bytes(data::read_image(path, {.channels = 4}),
+                {9, 100, 1, 100, 8, 110, 2, 110, 7, 120, 3, 120, 0, 50, 255, 50});
   }
   SECTION("16 bits, rounded") {
     write_png(path, 1, 3, {0x80, 0x80, 0x12, 0x34, 0xff, 0xff}, {.colours = PNG_COLOR_TYPE_GRAY, .depth = 16});
@@ -149,7 +152,8 @@ TEST_CASE("a JPEG image is read, whatever its kind", "[data][image]") {
   SECTION("CMYK as Adobe writes it: 255 is no ink") {
     bytes inks;
     for (std::size_t i = 0; i < pixels.size(); i += 3) {
-      inks.insert(inks.end(), pixels.begin() + static_cast<std::ptrdiff_t>(i), pixels.begin() + static_cast<std::ptrdiff_t>(i) + 3);
+      inks.insert(inks.end(), pixels.begin() + static_cast<std::ptrdiff_t>(i),
+                  pixels.begin() + static_cast<std::ptrdiff_t>(i) + 3);
       inks.push_back(128);
     }
     write_bytes(path, encode_jpeg(40, 60, inks, TJPF_CMYK));
@@ -162,7 +166,8 @@ TEST_CASE("images are scaled as LibTorch in Python scales them", "[data][image]"
   const auto pixels = noise(30 * 20 * 3);
   write_png(folder / "image", 30, 20, pixels);
   write_plain(folder / "raw", std::string(pixels.begin(), pixels.end()));
-  for (const auto& [height, width] : std::vector<std::pair<std::int64_t, std::int64_t>>{{7, 11}, {45, 64}, {1, 1}, {30, 5}}) {
+  for (const auto& [height, width] :
+       std::vector<std::pair<std::int64_t, std::int64_t>>{{7, 11}, {45, 64}, {1, 1}, {30, 5}}) {
     CAPTURE(height, width);
     const auto judged = run_python(R"(
 import sys, torch

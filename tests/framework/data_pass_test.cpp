@@ -29,9 +29,9 @@
 using namespace rondo;
 using rondo::testing::contains;
 using rondo::testing::message_of;
+using rondo::testing::no_reads;
 using rondo::testing::number_set;
 using rondo::testing::number_stream;
-using rondo::testing::no_reads;
 using rondo::testing::require_same_after_every_interruption;
 using rondo::testing::rest_of;
 using rondo::testing::seekable_stream;
@@ -80,9 +80,7 @@ class stack : public ranges::view_facade<stack, ranges::unknown> {
 /// Every stage and many of their combinations, over what `source` makes.
 template <class Source>
 void require_resumable(Source source) {
-  const auto check = [&](auto stages) {
-    require_same_after_every_interruption([&] { return source() | stages; });
-  };
+  const auto check = [&](auto stages) { require_same_after_every_interruption([&] { return source() | stages; }); };
   SECTION("transform") { check(data::transform(&mark)); }
   SECTION("random transform") { check(data::transform(&noise, 5)); }
   SECTION("batch") { check(data::batch(3)); }
@@ -93,9 +91,7 @@ void require_resumable(Source source) {
   SECTION("take") { check(data::take(5)); }
   SECTION("take all") { check(data::take(100)); }
   SECTION("take none") { check(data::take(0)); }
-  SECTION("shuffle, transform, batch") {
-    check(data::shuffle(4) | data::transform(&noise, 5) | data::batch(3));
-  }
+  SECTION("shuffle, transform, batch") { check(data::shuffle(4) | data::transform(&noise, 5) | data::batch(3)); }
   SECTION("transform, batch, transform, take") {
     check(data::transform(&mark) | data::batch(2) | data::transform(count_items) | data::take(4));
   }
@@ -188,7 +184,8 @@ TEST_CASE("a pipeline over a stream without positions goes on after every interr
 TEST_CASE("a pipeline over a stream with a number as position goes on after every interruption", "[data][pass]") {
   require_resumable([] { return seekable_stream(11); });
 }
-TEST_CASE("a pipeline over a stream with several numbers as position goes on after every interruption", "[data][pass]") {
+TEST_CASE("a pipeline over a stream with several numbers as position goes on after every interruption",
+          "[data][pass]") {
   require_resumable([] { return wide_stream(11); });
 }
 TEST_CASE("a pipeline over a taken endless range goes on after every interruption", "[data][pass]") {
@@ -218,7 +215,8 @@ TEST_CASE("prefetched stages go on after every interruption", "[data][pass]") {
   require_same_after_every_interruption([&] { return number_stream(11) | stages | data::prefetch(2); });
   const auto in_order = data::transform(&mark) | data::batch(3) | data::transform(count_items);
   require_same_after_every_interruption([&] { return seekable_stream(11) | in_order | data::prefetch(2); });
-  require_same_after_every_interruption([&] { return wide_stream(11) | data::prefetch(4) | in_order | data::prefetch(1); });
+  require_same_after_every_interruption(
+      [&] { return wide_stream(11) | data::prefetch(4) | in_order | data::prefetch(1); });
 }
 TEST_CASE("a pipeline goes on after every interruption with or without prefetching", "[data][pass]") {
   const auto stages = data::shuffle(4) | data::transform(&noise, 5) | data::batch(3);
@@ -464,8 +462,7 @@ TEST_CASE("a resumed pass draws from the default generator when an unbroken one 
         resumed.advance();
         ++position;
       }
-      for (; !resumed.exhausted(); resumed.advance())
-        REQUIRE(testing::same(resumed.take(), expected.at(position++)));
+      for (; !resumed.exhausted(); resumed.advance()) REQUIRE(testing::same(resumed.take(), expected.at(position++)));
       REQUIRE(position == expected.size());
     }
   };
@@ -495,15 +492,12 @@ TEST_CASE("the state of a pass says where it is and what it walks over", "[data]
   pass.advance();
   REQUIRE_FALSE(pass.exhausted());
   const state::value state = pass.state_dict();
-  const state::dict stages{
-      {"stage", "batch"},
-      {"batch_size", 4},
-      {"drop_last", 0},
-      {"below", state::dict{{"stage", "transform"}, {"below", state::dict{{"stage", "source"}}}}}};
-  REQUIRE(state::equal(state, state::dict{{"epoch", 2},
-                                          {"position", 1},
-                                          {"stream", state::list{1, 47, 4}},
-                                          {"stages", stages}}));
+  const state::dict stages{{"stage", "batch"},
+                           {"batch_size", 4},
+                           {"drop_last", 0},
+                           {"below", state::dict{{"stage", "transform"}, {"below", state::dict{{"stage", "source"}}}}}};
+  REQUIRE(state::equal(
+      state, state::dict{{"epoch", 2}, {"position", 1}, {"stream", state::list{1, 47, 4}}, {"stages", stages}}));
 }
 
 TEST_CASE("pipelines whose positions follow from the index store no other", "[data][pass]") {

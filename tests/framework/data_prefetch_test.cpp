@@ -8,6 +8,7 @@
 
 #include <asio/system_error.hpp>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <exception>
 #include <fstream>
@@ -354,6 +355,22 @@ TEST_CASE("an element that fails first but comes later does not hide the element
   REQUIRE_THROWS_AS(*it, data::sample_error);
 }
 
+TEST_CASE("nothing is made after an element that failed", "[data][prefetch]") {
+  std::atomic<int> calls{0};
+  {
+    auto ahead = counting(1000) | data::transform([&](int n) {
+                   ++calls;
+                   if (n == 5) throw std::domain_error("five");
+                   return n;
+                 }) |
+                 data::prefetch(1000);
+    auto it = ahead.begin();
+    for (int n = 0; n < 5; ++n) ++it;
+    REQUIRE_THROWS_AS(*it, data::sample_error);
+  }
+  REQUIRE(calls == 6);
+}
+
 TEST_CASE("what beginning to read a stream threw comes at its first element", "[data][prefetch]") {
   for (const std::int64_t workers : {0, 1}) {
     auto ahead = std::list<int>{1, 2} | data::transform([](int n) {
@@ -527,7 +544,7 @@ TEST_CASE("breaking off waits for the elements that are being made, and makes no
   enum class way { destroy, set_epoch, set_device, begin, assign_copy, assign_move, move_away };
   for (const way how : {way::destroy, way::set_epoch, way::set_device, way::begin, way::assign_copy, way::assign_move,
                         way::move_away}) {
-    auto kept = std::make_shared<int>(0);  // not const, so that moving the function moves it
+    auto kept = std::make_shared<std::atomic<int>>(0);  // not const, so that moving the function moves it
     auto held = std::make_shared<gate>();
     std::atomic<int> making{0};
     auto made_with = [&, kept, held](int n) {
@@ -892,6 +909,25 @@ TEST_CASE("whoever waits goes on when the pass ends", "[data][prefetch][async]")
   root.rethrow();
   CHECK(done);
   CHECK(it == ahead.end());
+}
+
+TEST_CASE("whoever waits goes on when the pass ends before the element was begun", "[data][prefetch][async]") {
+  auto ahead = counting(3) | data::prefetch(2);
+  for (int round = 0; round < 200; ++round) {
+    auto it = ahead.begin();
+    world w;
+    auto body = [&]() -> task<> {
+      std::optional<task<>> waiting = ahead.ready();
+      if (waiting) co_await *std::move(waiting);
+    };
+    support::started root(w, body);
+    w.loop.poll();
+    data::set_epoch(ahead, round);
+    REQUIRE(it == ahead.end());
+    w.loop.run_for(std::chrono::seconds(60));
+    REQUIRE(root.finished());
+    root.rethrow();
+  }
 }
 
 // ---- the threads ----

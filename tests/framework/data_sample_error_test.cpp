@@ -103,7 +103,8 @@ TEST_CASE("causes of all kinds are told", "[data][sample_error]") {
 }
 
 TEST_CASE("an error of LibTorch is told without its stack", "[data][sample_error]") {
-  const auto view = number_set(8) | data::transform([](std::int64_t n) { return at::ones({n + 2}) + at::ones({n + 3}); });
+  const auto view =
+      number_set(8) | data::transform([](std::int64_t n) { return at::ones({n + 2}) + at::ones({n + 3}); });
   fail_at(view, 0, 0, [](const data::sample_error& e) {
     REQUIRE(contains(e.what(), "must match the size of tensor b (3)"));
     REQUIRE_FALSE(contains(e.what(), "frame #"));
@@ -143,7 +144,8 @@ TEST_CASE("what a data set throws by itself passes unchanged", "[data][sample_er
   REQUIRE_THROWS_AS(*view.begin(), std::logic_error);
 }
 
-TEST_CASE("an error is rondo's and keeps its cause when it is copied and has left its handler", "[data][sample_error]") {
+TEST_CASE("an error is rondo's and keeps its cause when it is copied and has left its handler",
+          "[data][sample_error]") {
   std::exception_ptr kept;
   try {
     const auto view = number_set(8) | throwing(std::runtime_error("x"));

@@ -96,10 +96,10 @@ class revision_set : public ranges::view_facade<revision_set, ranges::finite> {
 }  // namespace
 
 TEST_CASE("the state of a pipeline lists its stages and what they were made with", "[data][state]") {
-  const auto expected = stage(
-      "transform", {{"seed", 8}},
-      stage("batch", {{"batch_size", 2}, {"drop_last", 1}},
-            stage("take", {{"limit", 5}}, stage("transform", {}, stage("shuffle", {{"seed", 7}}, source)))));
+  const auto expected =
+      stage("transform", {{"seed", 8}},
+            stage("batch", {{"batch_size", 2}, {"drop_last", 1}},
+                  stage("take", {{"limit", 5}}, stage("transform", {}, stage("shuffle", {{"seed", 7}}, source)))));
   const auto check = [&](auto range) {
     const auto view = std::move(range) | data::shuffle(7) | data::transform(&same_number) | data::take(5) |
                       data::batch(2, {.drop_last = true}) |

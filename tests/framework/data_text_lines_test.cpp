@@ -14,6 +14,7 @@
 
 #include "rondo/data/batch.hpp"
 #include "rondo/data/pass.hpp"
+#include "rondo/data/prefetch.hpp"
 #include "rondo/data/shuffle.hpp"
 #include "rondo/data/transform.hpp"
 #include "rondo/error.hpp"
@@ -188,26 +189,33 @@ TEST_CASE("streams of lines are read in pipelines, and resumed in them", "[data]
   for (int i = 0; i < 100; ++i) bytes += std::to_string(i) + "\n";
   write_plain(folder / "file", bytes);
   const auto pipeline = [&] {
-    return data::text_lines(folder / "file") | data::transform([](const std::string& line) { return std::stoi(line); }) |
-           data::batch(7);
+    return data::text_lines(folder / "file") |
+           data::transform([](const std::string& line) { return std::stoi(line); }) | data::batch(7);
   };
   std::vector<std::vector<int>> all;
   for (auto&& batch : pipeline()) all.push_back(batch);
   REQUIRE(all.size() == 15);
   REQUIRE(all.back() == std::vector<int>{98, 99});
 
-  data::pass whole(pipeline());
-  whole.begin(0);
-  for (std::size_t i = 0; !whole.exhausted(); whole.advance(), ++i) {
-    data::pass resumed(pipeline());
-    resumed.load_state_dict(whole.state_dict());
-    REQUIRE(resumed.position() == static_cast<std::int64_t>(i));
-    for (std::size_t k = i; k < all.size(); ++k, resumed.advance()) {
-      REQUIRE_FALSE(resumed.exhausted());
-      REQUIRE(resumed.take() == all[k]);
+  const auto check = [&](auto make) {
+    data::pass whole(make());
+    whole.begin(0);
+    for (std::size_t i = 0; !whole.exhausted(); whole.advance(), ++i) {
+      data::pass resumed(make());
+      resumed.load_state_dict(whole.state_dict());
+      REQUIRE(resumed.position() == static_cast<std::int64_t>(i));
+      for (std::size_t k = i; k < all.size(); ++k, resumed.advance()) {
+        REQUIRE_FALSE(resumed.exhausted());
+        REQUIRE(resumed.take() == all[k]);
+      }
+      REQUIRE(resumed.exhausted());
+      REQUIRE(whole.take() == all[i]);
     }
-    REQUIRE(resumed.exhausted());
-    REQUIRE(whole.take() == all[i]);
+    REQUIRE(whole.position() == 15);
+  };
+  SECTION("read when they are needed") { check(pipeline); }
+  SECTION("prefetched") {
+    check([&] { return pipeline() | data::prefetch(3); });
   }
 }
 
@@ -317,7 +325,8 @@ TEST_CASE("what is no file is refused at once", "[data][text]") {
 TEST_CASE("the lines of a text file are reached at random", "[data][text]") {
   const temporary_directory folder;
   std::string bytes;
-  for (int i = 0; i < 1000; ++i) bytes += std::string(static_cast<std::size_t>(i % 13), 'x') + std::to_string(i) + "\r\n";
+  for (int i = 0; i < 1000; ++i)
+    bytes += std::string(static_cast<std::size_t>(i % 13), 'x') + std::to_string(i) + "\r\n";
   write_plain(folder / "file", bytes);
   const data::text_file file(folder / "file");
   static_assert(ranges::random_access_range<const data::text_file>);

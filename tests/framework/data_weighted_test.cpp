@@ -129,9 +129,7 @@ TEST_CASE("a weighted range has as many elements as are asked for, others in eac
   REQUIRE(read(view) != first);
   data::set_epoch(view, 0);
   REQUIRE(read(view) == first);
-  SECTION("more than there are") {
-    REQUIRE((numbers | data::weighted(some, 3, {.samples = 200})).size() == 200);
-  }
+  SECTION("more than there are") { REQUIRE((numbers | data::weighted(some, 3, {.samples = 200})).size() == 200); }
   SECTION("fewer, each once") {
     const auto few = read(numbers | data::weighted(some, 3, {.samples = 20, .replacement = false}));
     REQUIRE(std::set<int>(few.begin(), few.end()).size() == 20);

@@ -336,6 +336,23 @@ TEST_CASE("SIGUSR1 while the loop waits for the first batch takes a snapshot rig
   REQUIRE(result.iteration == 3);
 }
 
+TEST_CASE("a signal ends the iteration that it came in, however long that takes", "[loop][signals]") {
+  const default_dispositions dispositions;
+  std::int64_t raised_in = 0;
+  auto step = [&](context& ctx, const std::int64_t&) {
+    const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(1);
+    while (std::chrono::steady_clock::now() < until) continue;  // longer than the loop goes on without a look
+    if (raised_in == 0 && ctx.iteration() == 4) {
+      raised_in = ctx.iteration() + 1;
+      std::raise(SIGTERM);
+    }
+  };
+  rondo::loop l(models{}, optimizers{}, ranges::views::iota(std::int64_t{0}, std::int64_t{1000}), step,
+                {.max_epochs = 1});
+  REQUIRE(l.run().iteration == 5);
+  REQUIRE(raised_in == 5);
+}
+
 TEST_CASE("without a snapshot an evaluation is not broken off, because nobody could do it again", "[loop][signals]") {
   const default_dispositions dispositions;
   auto l = counting_loop(4, {.max_epochs = 100});

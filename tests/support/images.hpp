@@ -22,8 +22,8 @@ struct png_kind {
   int colours = PNG_COLOR_TYPE_RGB;
   int depth = 8;
   bool interlaced = false;
-  double gamma = 0;      // of the gAMA chunk, 0 for none
-  bytes palette = {};    // red, green, blue, red, …
+  double gamma = 0;        // of the gAMA chunk, 0 for none
+  bytes palette = {};      // red, green, blue, red, …
   bytes transparent = {};  // alpha of the first palette entries
 };
 
@@ -55,8 +55,8 @@ inline void write_png(const std::filesystem::path& path, std::uint32_t height, s
 }
 
 /// `pixels` are bytes in the order that `format` (of TurboJPEG) says.
-inline bytes encode_jpeg(int height, int width, const bytes& pixels, int format = TJPF_RGB, int subsampling = TJSAMP_444,
-                         int flags = 0) {
+inline bytes encode_jpeg(int height, int width, const bytes& pixels, int format = TJPF_RGB,
+                         int subsampling = TJSAMP_444, int flags = 0) {
   const std::unique_ptr<void, int (*)(void*)> encoder(tjInitCompress(), &tjDestroy);
   unsigned char* memory = nullptr;
   unsigned long size = 0;

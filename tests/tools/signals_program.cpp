@@ -122,7 +122,7 @@ rondo::extension narrator() {
 }
 
 int train(const settings& s) {
-  auto model = std::make_shared<network>(s.is("snapshot") ? 3'000'000 : 0);
+  auto model = std::make_shared<network>(s.is("snapshot") ? 1'000'000 : 0);
   torch::optim::Adam optimizer(model->parameters(), torch::optim::AdamOptions(1e-2));
   auto prepared = [s](data::example batch, data::random_sequence& random) {
     s.pause_in("data");
@@ -167,13 +167,13 @@ int train(const settings& s) {
   const rondo::run_result result = loop.run();
 
   const rondo::state::dict state{{"model", rondo::state::module_state(*model)},
-                                 {"optimizer", rondo::state::optimizer_state(optimizer)},
-                                 {"random", rondo::state::random_state()}};
+                                 {"optimizer", rondo::state::optimizer_state(optimizer)}};
   const nlohmann::json summary{
       {"iteration", result.iteration},
       {"resumed_from", result.resumed_from ? nlohmann::json(result.resumed_from->string()) : nlohmann::json()},
       {"stop_reason", result.stop_reason},
-      {"state_digest", rondo::state::digest_of(state)}};
+      {"state_digest", rondo::state::digest_of(state)},
+      {"random_digest", rondo::state::digest_of(rondo::state::random_state())}};
   say(summary.dump());
   return rondo::exit_code(result);
 }

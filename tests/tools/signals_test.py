@@ -102,6 +102,8 @@ class Judge:
         return sorted(int(match[1]) for match in found if match)
 
     def verify(self, training, numbers):
+        if not numbers:
+            return
         paths = [os.path.join(self.out, f"snapshot_iter_{number}") for number in numbers]
         done = subprocess.run([self.rondo, "verify", *paths], capture_output=True, text=True, timeout=SECONDS)
         assert done.returncode == 0, f"{done}\n{training}"
@@ -127,7 +129,9 @@ class Judge:
         training = Training(self, place, writer, 0, *options)
         assert training.end() == 0, str(training)
         result, log = self.expected[place]
-        for key in ["iteration", "stop_reason", "state_digest"]:
+        # Who has nothing left to do draws no random numbers either, and leaves the generators alone.
+        had_ended = training.result()["stop_reason"] == "the goal had been reached before"
+        for key in ["iteration", "state_digest", *([] if had_ended else ["stop_reason", "random_digest"])]:
             assert training.result()[key] == result[key], f"{key}: {training.result()} instead of {result}\n{training}"
         if before:
             assert training.result()["resumed_from"] == os.path.join(self.out, f"snapshot_iter_{before[-1]}"), str(training)
@@ -155,11 +159,13 @@ def test_sigterm(judge, place, writer, longest):
     assert status == 143, str(training)
     result, snapshots = training.result(), judge.snapshots()
     assert result["stop_reason"] == "SIGTERM", str(training)
-    # The last iteration is the one at which the signal came. Iterations of less than 0.5 ms share a look at signals.
+    # The last iteration is the one at which the signal came. Only short ones (0.5 ms) share a look at signals.
     after = training.iterations()
-    assert len(after) <= len(before) + 3, f"{len(after) - len(before)} iterations after the signal\n{training}"
+    most = 1 if place in ("training", "data") else 3
+    assert len(after) <= len(before) + most, f"{len(after) - len(before)} iterations after the signal\n{training}"
     assert not after or after[-1] == result["iteration"], str(training)
-    assert snapshots and snapshots[-1] == result["iteration"], str(training)
+    # Before the end of the first iteration there is nothing to save.
+    assert (snapshots or [0])[-1] == result["iteration"], str(training)
     judge.verify(training, snapshots)
     judge.seconds.append(seconds)
     judge.count(f"SIGTERM in '{place}', {where}")
@@ -212,7 +218,7 @@ def test_second_sigterm(judge, place, writer):
     """The second one ends the program at once. What was durable before is."""
     judge.learn(place)
     judge.begin_anew()
-    training = Training(judge, place, writer, PLACES[place][-1], "--default-action")
+    training = Training(judge, place, writer, PLACES[place][len(PLACES[place]) // 2], "--default-action")
     training.begins()
     training.wait_until(judge.snapshots, "saved")
     time.sleep(random.uniform(0, 0.2))

@@ -74,7 +74,7 @@ class dispositions {
 
 }  // namespace
 
-signal_stream::signal_stream(const executor& home, const std::vector<int>& signals) : set_(home) {
+signal_stream::signal_stream(const executor& home, const std::vector<int>& signals, mode which) : set_(home) {
   try {
     for (const int signal : signals) {
       dispositions::instance().save(signal);
@@ -82,6 +82,8 @@ signal_stream::signal_stream(const executor& home, const std::vector<int>& signa
       set_.add(signal);
       action installed = current(signal);
       installed.sa_flags |= SA_RESTART;
+      const bool default_before = dispositions::instance().previous(signal).sa_handler == SIG_DFL;
+      if (which == mode::first && default_before) installed.sa_flags |= static_cast<int>(SA_RESETHAND);
       ::sigaction(signal, &installed, nullptr);
     }
   } catch (...) {

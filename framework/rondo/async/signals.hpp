@@ -19,8 +19,15 @@ namespace rondo {
 /// instant; threads of the same process should block these signals, or the instant remains for them.
 class signal_stream {
  public:
+  enum class mode {
+    every,  ///< catches all of them
+    /// Where the default action was in force before, it is again as soon as a signal has arrived, whatever the event loop
+    /// is doing: a second one of that number ends a process whose event loop hangs.
+    first,
+  };
+
   /// `signals` are numbers such as SIGTERM. Throws asio::system_error for one that cannot be caught.
-  signal_stream(const executor& home, const std::vector<int>& signals);
+  signal_stream(const executor& home, const std::vector<int>& signals, mode which = mode::every);
   signal_stream(const signal_stream&) = delete;
   signal_stream& operator=(const signal_stream&) = delete;
   ~signal_stream();

@@ -44,8 +44,8 @@ std::string_view trimmed(std::string_view text) {
   return text.substr(first, text.find_last_not_of(" \t") - first + 1);
 }
 
-/// Takes text apart into the fields of one row after the other. libcsv does the work; only \n ends a row for it, so that
-/// rows end where lines do, and the \r before it is a blank, which does not belong to the field.
+/// Takes text apart into the fields of one row after the other. libcsv does the work; only \n ends a row for it, so
+/// that rows end where lines do, and the \r before it is a blank, which does not belong to the field.
 class row_parser {
  public:
   explicit row_parser(char delimiter) {
@@ -59,8 +59,8 @@ class row_parser {
   row_parser& operator=(const row_parser&) = delete;
   ~row_parser() { csv_free(&parser_); }
 
-  /// Text in which at most one row ends. Returns how many bytes of it are right. What comes after the end of a row begins
-  /// another one.
+  /// Text in which at most one row ends. Returns how many bytes of it are right. What comes after the end of a row
+  /// begins another one.
   std::size_t parse(std::string_view text) {
     if (ended_) count_ = 0;
     ended_ = false;
@@ -128,8 +128,9 @@ class row_reader {
       if (parser_.row_ended()) break;
       size += lines_.line().size();
       if (size > max_row_)
-        fail(fmt::format("the row that begins here is longer than {} bytes, the option 'max_row'; is a quote not closed?",
-                         max_row_));
+        fail(fmt::format(
+            "the row that begins here is longer than {} bytes, the option 'max_row'; is a quote not closed?",
+            max_row_));
       if (lines_.next()) continue;
       if (!parser_.finish()) fail("a quote in the row that begins here is not closed when the file ends");
       break;
@@ -178,8 +179,7 @@ class row_reader {
     const auto right = parser_.parse(text);
     if (right == text.size()) return;
     throw format_error(
-        fmt::format("{}, column {}", lines_.where(), parser_.count() + 1),
-        (first ? offset_ : lines_.offset()) + right,
+        fmt::format("{}, column {}", lines_.where(), parser_.count() + 1), (first ? offset_ : lines_.offset()) + right,
         fmt::format("found {} beside a quote; expected a field that stands between quotes as a whole, with each quote "
                     "inside doubled",
                     shown(detail::without_line_end(text.substr(right)))));
@@ -225,13 +225,14 @@ struct columns {
 std::size_t find(const char* option, std::int64_t index, const columns& all) {
   const auto count = static_cast<std::int64_t>(all.count);
   if (index < -count || index >= count)
-    throw option_error(option, fmt::format("{}", index), fmt::format("from {} to {}, the columns of the file", -count,
-                                                                     count - 1));
+    throw option_error(option, fmt::format("{}", index),
+                       fmt::format("from {} to {}, the columns of the file", -count, count - 1));
   return static_cast<std::size_t>(index < 0 ? index + count : index);
 }
 
 std::size_t find(const char* option, const std::string& name, const columns& all) {
-  if (all.names.empty()) throw option_error(option, shown(name), "an index, since the columns of the file have no names");
+  if (all.names.empty())
+    throw option_error(option, shown(name), "an index, since the columns of the file have no names");
   const auto found = std::find(all.names.begin(), all.names.end(), name);
   if (found == all.names.end()) throw option_error(option, shown(name), "one of " + all.listed());
   if (std::find(found + 1, all.names.end(), name) != all.names.end())
@@ -327,8 +328,7 @@ class table {
   }
   [[nodiscard]] std::int64_t whole_at(const row_reader& from, std::size_t index) const {
     const auto number = to_whole(trimmed(from.fields()[index]));
-    if (!number)
-      from.fail_at(index, all_.described(index), "a whole number, as 'target_type' is int64");
+    if (!number) from.fail_at(index, all_.described(index), "a whole number, as 'target_type' is int64");
     return *number;
   }
 
@@ -336,7 +336,7 @@ class table {
   const columns& all_;
   bool whole_targets_;
   std::vector<float> data_;
-  std::vector<float> targets_;         // one of these two
+  std::vector<float> targets_;  // one of these two
   std::vector<std::int64_t> classes_;
   std::int64_t rows_ = 0;
 };
@@ -386,7 +386,8 @@ csv_rows::csv_rows(const std::filesystem::path& path, csv_rows_options options) 
                        "the file is compressed with gzip, so its rows cannot be reached at random; decompress it");
   if (options.header) {
     if (!rows.next())
-      throw format_error(path.string(), rows.offset(), "the file ends here; expected a row with the names of the columns");
+      throw format_error(path.string(), rows.offset(),
+                         "the file ends here; expected a row with the names of the columns");
     found->header = rows.fields().row();
   }
   while (rows.next()) {
@@ -409,9 +410,11 @@ csv_rows::row csv_rows::operator[](std::int64_t index) const {
   row_parser parser(contents_->delimiter);
   const bool right = parser.parse(text) == text.size() && parser.finish();
   if (!right || parser.count() != contents_->fields)
-    throw format_error(contents_->file.path().string(), begin[0],
-                       fmt::format("row {} has changed since the file was opened; a CSV file must not change while it is "
-                                   "in use", index));
+    throw format_error(
+        contents_->file.path().string(), begin[0],
+        fmt::format("row {} has changed since the file was opened; a CSV file must not change while it is "
+                    "in use",
+                    index));
   return parser.row();
 }
 

@@ -18,8 +18,8 @@
 
 /// Comma-separated values as RFC 4180 describes them: fields with delimiters, line ends or quotes in them stand between
 /// double quotes, quotes inside are doubled, every row has the same number of fields. Lines end with \n or \r\n;
-/// any other \r must stand between quotes. Empty lines and a byte order mark are passed over. Numbers are read in the same
-/// way whatever the locale.
+/// any other \r must stand between quotes. Empty lines and a byte order mark are passed over. Numbers are read in the
+/// same way whatever the locale.
 namespace rondo::data {
 
 /// One column of a CSV file: its name in the header, or its index, counted from 0, negative from the end.
@@ -56,8 +56,9 @@ struct csv_options {
 ///
 /// Throws `io_error` when the file cannot be opened or read. Throws `option_error` when an option makes no sense, or no
 /// sense for this file: a column that it does not have. Throws `format_error` naming file, line, column, what was found
-/// and what was expected: for a field that is not a number or does not fit its type, a row with more or fewer fields than
-/// the first, quotes in the wrong place, a row that is too long, a damaged gzip stream, and a file without the first row.
+/// and what was expected: for a field that is not a number or does not fit its type, a row with more or fewer fields
+/// than the first, quotes in the wrong place, a row that is too long, a damaged gzip stream, and a file without the
+/// first row.
 [[nodiscard]] tensor_dataset csv(const std::filesystem::path& path, const csv_options& options = {});
 
 struct csv_rows_options {
@@ -70,22 +71,22 @@ struct csv_rows_options {
 };
 
 /// The rows of a CSV file, each a `std::vector<std::string>` with its fields as they are, blanks included. A random
-/// access view: 8 bytes per row are held, and a row is read when it is asked for. Copies share the file, which stays open
-/// and must not change. Several threads may read at once.
+/// access view: 8 bytes per row are held, and a row is read when it is asked for. Copies share the file, which stays
+/// open and must not change. Several threads may read at once.
 class csv_rows : public ranges::view_facade<csv_rows, ranges::finite> {
  public:
   using row = std::vector<std::string>;
 
   /// No rows.
   csv_rows() = default;
-  /// Reads the file once, from beginning to end, to find and check its rows. Throws `io_error` when it is no regular file
-  /// or cannot be opened or read, `option_error` for bad options, and `format_error` as `csv` does, and when the file is
-  /// compressed.
+  /// Reads the file once, from beginning to end, to find and check its rows. Throws `io_error` when it is no regular
+  /// file or cannot be opened or read, `option_error` for bad options, and `format_error` as `csv` does, and when the
+  /// file is compressed.
   explicit csv_rows(const std::filesystem::path& path, csv_rows_options options = {});
 
   [[nodiscard]] std::int64_t size() const;
-  /// Row `index`, the header not counted. Throws `std::out_of_range` when there is no such row, `io_error` when it cannot
-  /// be read, `format_error` when the file has changed so that no row is there any more.
+  /// Row `index`, the header not counted. Throws `std::out_of_range` when there is no such row, `io_error` when it
+  /// cannot be read, `format_error` when the file has changed so that no row is there any more.
   [[nodiscard]] row operator[](std::int64_t index) const;
   /// The names of the columns; empty without a header.
   [[nodiscard]] const row& header() const;

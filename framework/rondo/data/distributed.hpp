@@ -13,7 +13,8 @@
 namespace rondo::data {
 
 struct distributed_options {
-  /// Leave out the last elements that are not enough for every rank. Otherwise elements from the beginning are used again.
+  /// Leave out the last elements that are not enough for every rank. Otherwise elements from the beginning are used
+  /// again.
   bool drop_last = false;
 };
 
@@ -76,11 +77,11 @@ struct distributed_function {
 
 }  // namespace detail
 
-/// `range | distributed(rank, world_size)`: the share of process `rank` among `world_size`: the elements at `rank`, `rank +
-/// world_size`, `rank + 2 world_size` and so on of a random access range. The shares have no element in common and cover
-/// the range, except that all have the same number of elements: where they would not, the last ones begin again at the
-/// beginning of the range, or `drop_last` leaves some out. The counterpart of Python's DistributedSampler: put it behind
-/// `shuffle`, which must have the same seed in all processes, and before `batch`.
+/// `range | distributed(rank, world_size)`: the share of process `rank` among `world_size`: the elements at `rank`,
+/// `rank + world_size`, `rank + 2 world_size` and so on of a random access range. The shares have no element in common
+/// and cover the range, except that all have the same number of elements: where they would not, the last ones begin
+/// again at the beginning of the range, or `drop_last` leaves some out. The counterpart of Python's DistributedSampler:
+/// put it behind `shuffle`, which must have the same seed in all processes, and before `batch`.
 ///
 /// Its state is the same in all processes: a snapshot of one is for all of them.
 ///

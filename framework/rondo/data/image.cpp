@@ -39,9 +39,10 @@ struct encoded {
 
   [[noreturn]] void fail(const std::string& problem) const { throw format_error(path.string(), 0, problem); }
   [[noreturn]] void fail_as(const char* format, const std::string& reason) const {
-    fail(fmt::format("the {} image is damaged, cut off or of an unknown kind ({}); copy the file again, or convert or "
-                     "remove it",
-                     format, reason));
+    fail(
+        fmt::format("the {} image is damaged, cut off or of an unknown kind ({}); copy the file again, or convert or "
+                    "remove it",
+                    format, reason));
   }
 
   [[nodiscard]] pixels room_for(std::int64_t height, std::int64_t width) const {
@@ -90,8 +91,8 @@ pixels decode_jpeg(const encoded& file) {
   int height = 0;
   int subsampling = 0;
   int colours = 0;
-  require(tjDecompressHeader3(decoder.get(), file.data(), static_cast<unsigned long>(file.bytes.size()), &width, &height,
-                              &subsampling, &colours));
+  require(tjDecompressHeader3(decoder.get(), file.data(), static_cast<unsigned long>(file.bytes.size()), &width,
+                              &height, &subsampling, &colours));
   auto result = file.room_for(height, width);
   const bool cmyk = colours == TJCS_CMYK || colours == TJCS_YCCK;
   // A warning means that bytes are missing or wrong, and grey in their place. Thousands of scans are an attack.
@@ -117,10 +118,11 @@ encoded read_file(const std::filesystem::path& path, std::int64_t max_pixels) {
   // No format needs more for an image of that size, which may have text and profiles beside its pixels.
   const auto most = (std::uint64_t{1} << 26) + 16 * static_cast<std::uint64_t>(max_pixels);
   if (file.size() > most)
-    throw format_error(path.string(), 0,
-                       fmt::format("the file has {} bytes, more than an image of {} pixels, the option 'max_pixels', can "
-                                   "need",
-                                   file.size(), max_pixels));
+    throw format_error(
+        path.string(), 0,
+        fmt::format("the file has {} bytes, more than an image of {} pixels, the option 'max_pixels', can "
+                    "need",
+                    file.size(), max_pixels));
   return {path, file.read(0, file.size()), max_pixels};
 }
 
@@ -165,7 +167,8 @@ void detail::check_image_options(const image_options& options) {
 at::Tensor read_image(const std::filesystem::path& path, const image_options& options) {
   detail::check_image_options(options);
   auto decoded = decode(read_file(path, options.max_pixels));
-  const auto image = planes(decoded, options.channels).to(at::kFloat, false, true, at::MemoryFormat::Contiguous).div_(255);
+  const auto image =
+      planes(decoded, options.channels).to(at::kFloat, false, true, at::MemoryFormat::Contiguous).div_(255);
   if (!options.size || (options.size->height == decoded.height && options.size->width == decoded.width)) return image;
   return scaled(image, *options.size);
 }

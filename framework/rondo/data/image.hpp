@@ -26,13 +26,13 @@ struct image_options {
   std::int64_t max_pixels = 100'000'000;
 };
 
-/// Reads a PNG or JPEG file (told by its content) into a float32 tensor [channels, height, width] in [0, 1]: byte / 255.
-/// PNG of all kinds; 16 bits are rounded to 8, and the colours of an image with a gAMA chunk are converted to sRGB. JPEG:
-/// 8 bits, baseline or progressive; CMYK in Adobe's convention. Orientation and colour profiles are not applied, as in
-/// torchvision.
+/// Reads a PNG or JPEG file (told by its content) into a float32 tensor [channels, height, width] in [0, 1]: byte /
+/// 255. PNG of all kinds; 16 bits are rounded to 8, and the colours of an image with a gAMA chunk are converted to
+/// sRGB. JPEG: 8 bits, baseline or progressive; CMYK in Adobe's convention. Orientation and colour profiles are not
+/// applied, as in torchvision.
 ///
-/// Throws `option_error` for bad options, `io_error` when the file cannot be opened or read, and `format_error` with its
-/// path when it is damaged, cut off, too large or of another format. Any thread.
+/// Throws `option_error` for bad options, `io_error` when the file cannot be opened or read, and `format_error` with
+/// its path when it is damaged, cut off, too large or of another format. Any thread.
 [[nodiscard]] at::Tensor read_image(const std::filesystem::path& path, const image_options& options = {});
 
 namespace detail {

@@ -31,9 +31,12 @@ std::string extension(const fs::path& path) {
   return text;
 }
 
-bool is_among(const auto& list, const std::string& text) { return std::find(list.begin(), list.end(), text) != list.end(); }
+bool is_among(const auto& list, const std::string& text) {
+  return std::find(list.begin(), list.end(), text) != list.end();
+}
 
-[[noreturn]] void fail(const char* operation, const fs::path& path, std::error_code code, const std::string& advice = "") {
+[[noreturn]] void fail(const char* operation, const fs::path& path, std::error_code code,
+                       const std::string& advice = "") {
   throw io_error(operation, path, code, advice);
 }
 
@@ -88,7 +91,8 @@ class class_scan {
     if (fs::is_directory(status)) return enter(path);
     const auto kind = extension(path);
     if (is_among(other_images, kind))
-      throw format_error(path.string(), 0, fmt::format("{} images cannot be read here; convert it to PNG, or remove it", kind));
+      throw format_error(path.string(), 0,
+                         fmt::format("{} images cannot be read here; convert it to PNG, or remove it", kind));
     if (!is_among(readable, kind)) return;
     if (!fs::is_regular_file(status)) {
       const auto reason = fs::exists(status) ? std::errc::invalid_argument : std::errc::no_such_file_or_directory;

@@ -24,16 +24,16 @@ namespace rondo::data {
 /// begin with a dot are passed over. Symbolic links are followed.
 ///
 /// A random access view of examples: `data` is float32 [channels, height, width] in [0, 1], see `read_image`, and
-/// `target` the index of the class, an int64 without dimensions. An image is read and decoded each time it is asked for;
-/// only the paths are held in memory, shared by copies. Several threads may read at once.
+/// `target` the index of the class, an int64 without dimensions. An image is read and decoded each time it is asked
+/// for; only the paths are held in memory, shared by copies. Several threads may read at once.
 class image_folder : public ranges::view_facade<image_folder, ranges::finite> {
  public:
   /// No images.
   image_folder() = default;
-  /// Looks for the images, without opening them. Throws `option_error` for bad options; `io_error` when a folder cannot be
-  /// read, no class or a class without images is found, or symbolic links reach one folder of a class twice, as links
-  /// in a circle do; `format_error` for an image of a format that cannot be read here (.bmp, .gif, .pgm, .ppm, .tif, .tiff,
-  /// .webp). Files of other kinds are passed over.
+  /// Looks for the images, without opening them. Throws `option_error` for bad options; `io_error` when a folder cannot
+  /// be read, no class or a class without images is found, or symbolic links reach one folder of a class twice, as
+  /// links in a circle do; `format_error` for an image of a format that cannot be read here (.bmp, .gif, .pgm, .ppm,
+  /// .tif, .tiff, .webp). Files of other kinds are passed over.
   explicit image_folder(std::filesystem::path directory, image_options options = {});
 
   [[nodiscard]] std::int64_t size() const;

@@ -107,8 +107,7 @@ std::string random_access_file::read(std::uint64_t first, std::uint64_t count) c
   std::string bytes(static_cast<std::size_t>(count), '\0');
   std::size_t done = 0;
   while (done < bytes.size()) {
-    const auto got =
-        ::pread(descriptor_, bytes.data() + done, bytes.size() - done, static_cast<off_t>(first + done));
+    const auto got = ::pread(descriptor_, bytes.data() + done, bytes.size() - done, static_cast<off_t>(first + done));
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) throw io_error("read", path_, std::error_code(errno, std::generic_category()));
     if (got == 0)

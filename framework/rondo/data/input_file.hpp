@@ -13,8 +13,8 @@ struct gzFile_s;  // zlib's
 /// bytes are not what they should be.
 namespace rondo::data::detail {
 
-/// A plain or gzip-compressed file (told by its content), read from front to back. Offsets count the bytes that come out,
-/// decompressed ones for a compressed file.
+/// A plain or gzip-compressed file (told by its content), read from front to back. Offsets count the bytes that come
+/// out, decompressed ones for a compressed file.
 class input_file {
  public:
   explicit input_file(std::filesystem::path path);

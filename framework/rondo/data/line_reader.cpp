@@ -60,9 +60,9 @@ bool line_reader::begin_line(std::size_t length) {
 void line_reader::require_short(std::size_t length) {
   if (length <= max_bytes_) return;
   ++number_;
-  throw format_error(where(), offset_,
-                     fmt::format("the line is longer than {} bytes, the option '{}'; is this a text file?", max_bytes_,
-                                 option_));
+  throw format_error(
+      where(), offset_,
+      fmt::format("the line is longer than {} bytes, the option '{}'; is this a text file?", max_bytes_, option_));
 }
 
 bool line_reader::read_more() {

@@ -17,12 +17,12 @@ namespace rondo::data::detail {
 /// when something stands after the last \n.
 class line_reader {
  public:
-  /// Begins at `offset`. `option` is the name under which the user sets `max_bytes`, how long a line may be with its end. Throws
-  /// `io_error` when the file cannot be opened, and `format_error` when no line begins at `offset`.
+  /// Begins at `offset`. `option` is the name under which the user sets `max_bytes`, how long a line may be with its
+  /// end. Throws `io_error` when the file cannot be opened, and `format_error` when no line begins at `offset`.
   line_reader(const std::filesystem::path& path, const char* option, std::uint64_t max_bytes, std::uint64_t offset = 0);
 
-  /// Goes on to the next line, at first to the first one; false when there is none. Throws `format_error` for a line that
-  /// is too long and for a damaged gzip stream.
+  /// Goes on to the next line, at first to the first one; false when there is none. Throws `format_error` for a line
+  /// that is too long and for a damaged gzip stream.
   bool next();
 
   /// The current line with its end. Valid until `next`.
@@ -44,9 +44,9 @@ class line_reader {
   input_file file_;
   const char* option_;
   std::uint64_t max_bytes_;
-  std::string buffer_;       // holds bytes up to filled_
-  std::size_t begin_ = 0;    // of the current line
-  std::size_t end_ = 0;      // of the current line
+  std::string buffer_;     // holds bytes up to filled_
+  std::size_t begin_ = 0;  // of the current line
+  std::size_t end_ = 0;    // of the current line
   std::size_t filled_ = 0;
   std::uint64_t offset_ = 0;
   std::int64_t number_ = 0;

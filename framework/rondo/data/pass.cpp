@@ -15,8 +15,8 @@ std::vector<std::int64_t> read_stream(const state::value& stream, std::int64_t i
   if (stream.is_null()) return numbers;
   for (const auto& each : stream.as<state::list>()) numbers.push_back(each.as<std::int64_t>());
   if (!numbers.empty() && (numbers.front() < 0 || numbers.front() > index))
-    throw state_error("", fmt::format("expected an element at or before the position {}, found {}", index,
-                                      numbers.front()));
+    throw state_error(
+        "", fmt::format("expected an element at or before the position {}, found {}", index, numbers.front()));
   return numbers;
 }
 

@@ -42,13 +42,13 @@ struct stored_position {
 
 }  // namespace detail
 
-/// One walk over a pipeline, epoch after epoch, that can be interrupted after every element and taken up again there, in
-/// this process or in another one: the rest of the epoch and all later ones then have the same elements. One thread.
+/// One walk over a pipeline, epoch after epoch, that can be interrupted after every element and taken up again there,
+/// in this process or in another one: the rest of the epoch and all later ones then have the same elements. One thread.
 ///
-/// An element is made when it is first needed: by `take`, or before by `exhausted` where the number of elements is unknown;
-/// the first element of a stream by `begin`. A resumed pass makes its elements at the same moments as an unbroken one, which
-/// matters to functions that draw from LibTorch's default random generator. A stream that has thrown gives that error
-/// until `begin`; in a random access pipeline, `advance` goes on to the next element.
+/// An element is made when it is first needed: by `take`, or before by `exhausted` where the number of elements is
+/// unknown; the first element of a stream by `begin`. A resumed pass makes its elements at the same moments as an
+/// unbroken one, which matters to functions that draw from LibTorch's default random generator. A stream that has
+/// thrown gives that error until `begin`; in a random access pipeline, `advance` goes on to the next element.
 template <class View>
 class pass {
  public:
@@ -99,8 +99,9 @@ class pass {
     return at_end_;
   }
 
-  /// The current element, to be taken once: moved where nobody else can see it, a copy elsewhere. Blocks unless `ready`.
-  /// Throws what making it threw: `sample_error` if a function of a `transform` did. Throws `error` when there is none.
+  /// The current element, to be taken once: moved where nobody else can see it, a copy elsewhere. Blocks unless
+  /// `ready`. Throws what making it threw: `sample_error` if a function of a `transform` did. Throws `error` when there
+  /// is none.
   [[nodiscard]] value take() {
     require_begun();
     if constexpr (detail::indexable<View>) {
@@ -150,9 +151,10 @@ class pass {
             {"stages", rondo::data::state_dict(view_)}};
   }
 
-  /// Gives the pipeline its settings (see `data::load_state_dict`) and begins where `state` says, in constant time unless
-  /// the pipeline is a stream that cannot seek, or whose positions are of another kind than the stored one: there, the
-  /// elements before are made again. Throws `state_error` when the state is of another pipeline; nothing has changed then.
+  /// Gives the pipeline its settings (see `data::load_state_dict`) and begins where `state` says, in constant time
+  /// unless the pipeline is a stream that cannot seek, or whose positions are of another kind than the stored one:
+  /// there, the elements before are made again. Throws `state_error` when the state is of another pipeline; nothing has
+  /// changed then.
   void load_state_dict(const state::value& state) {
     const auto stored = detail::read_position(state);
     load_stages(stored.stages);
@@ -270,7 +272,8 @@ class pass {
     if (!reading_->has_value()) throw error("data::pass: call begin before reading, and again after a move");
   }
   [[noreturn]] void throw_no_element() const {
-    throw error(fmt::format("data::pass: epoch {} has no element {}; ask exhausted() before take()", epoch_, position_));
+    throw error(
+        fmt::format("data::pass: epoch {} has no element {}; ask exhausted() before take()", epoch_, position_));
   }
 
   View view_;

@@ -16,15 +16,17 @@
 /// Positions in streams, that is, in ranges whose elements have to be read one after the other.
 ///
 /// A stream is *seekable* when it can tell where its current element begins (a byte of a file, say) and can begin there
-/// later. It has either `std::int64_t tell() const` and `void seek(std::int64_t)`, or, for a position of several numbers,
+/// later. It has either `std::int64_t tell() const` and `void seek(std::int64_t)`, or, for a position of several
+/// numbers,
 ///
 ///     static constexpr std::size_t position_fields;                          // 1 or more
 ///     std::array<std::int64_t, position_fields> tell() const;
 ///     void seek(const std::array<std::int64_t, position_fields>& position);
 ///
 /// `tell` is called only while there is a current element, the one at the iterator. After `seek`, the next `begin()`
-/// begins with the element there, once; those after it begin at the beginning again. Over a seekable stream, every stage
-/// is seekable. Over any other one, a position is the number of elements before it, and going there reads them again.
+/// begins with the element there, once; those after it begin at the beginning again. Over a seekable stream, every
+/// stage is seekable. Over any other one, a position is the number of elements before it, and going there reads them
+/// again.
 namespace rondo::data::detail {
 
 template <std::size_t Fields>
@@ -39,7 +41,7 @@ concept tells_fields = requires(const Range& told, Range& sought) {
 
 template <class Range>
 concept tells_number = !requires { Range::position_fields; } && requires(const Range& told, Range& sought) {
-  { told.tell() } -> std::same_as<std::int64_t>;
+  { told.tell() } -> std::integral;
   sought.seek(std::int64_t{0});
 };
 
@@ -79,7 +81,7 @@ position_t<Range> tell(const Range& range) {
   if constexpr (tells_fields<Range>)
     return range.tell();
   else if constexpr (tells_number<Range>)
-    return {range.tell()};
+    return {static_cast<std::int64_t>(range.tell())};
   else
     return detail::tell(range.base());
 }
@@ -142,7 +144,6 @@ class reader {
     if constexpr (!seekable<Range> && position_fields<Range> == 1)
       if (from_) pass_over((*from_)[0]);
   }
-  [[nodiscard]] bool has_begun() const noexcept { return at_.has_value(); }
   [[nodiscard]] bool at_end() const { return *at_ == ranges::end(*range_); }
   /// Goes on by `count` elements or to the end, and returns how many elements were missing.
   std::int64_t pass_over(std::int64_t count) {

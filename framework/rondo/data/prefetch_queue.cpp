@@ -11,6 +11,7 @@
 #include <string>
 #include <utility>
 
+#include "rondo/async/detail/parked.hpp"
 #include "rondo/async/detail/quiet_thread.hpp"
 #include "rondo/async/park.hpp"
 #include "rondo/data/sample_error.hpp"
@@ -188,11 +189,15 @@ void prefetch_queue::release(std::int64_t index) {
     news_.notify_one();
 }
 
-// In the frame of the coroutine that waits: who is gone is not called.
-class prefetch_queue::visit {
+// In the frame of the coroutine that waits: who is gone is not called. An event loop that shuts down first tells
+// everything that is parked, then empties its queue without a lock; nobody may post to it from then on, whatever frames
+// are still there.
+class prefetch_queue::visit final : public rondo::detail::parked {
  public:
-  visit(prefetch_queue& queue, std::int64_t index, const std::shared_ptr<rondo::detail::homecoming>& way)
+  visit(prefetch_queue& queue, std::int64_t index, const std::shared_ptr<rondo::detail::homecoming>& way,
+        const executor& home)
       : queue_(queue), way_(way) {
+    rondo::detail::registry_of(home)->add(*this);
     {
       const std::lock_guard lock(queue_.mutex_);
       queue_.awaited_ = index;
@@ -201,15 +206,16 @@ class prefetch_queue::visit {
     }
     for (const auto& arrived : queue_.take_waiting()) arrived->call();
   }
-  visit(const visit&) = delete;
-  visit& operator=(const visit&) = delete;
   ~visit() {
+    unlink();
     const std::lock_guard lock(queue_.mutex_);
     std::erase(queue_.waiting_, way_);
     queue_.somebody_waits_ = !queue_.waiting_.empty();
   }
 
  private:
+  void abandon() noexcept override { way_->forget(); }
+
   prefetch_queue& queue_;
   const std::shared_ptr<rondo::detail::homecoming>& way_;
 };
@@ -217,7 +223,7 @@ class prefetch_queue::visit {
 task<> prefetch_queue::arrival(std::shared_ptr<prefetch_queue> queue, std::int64_t index) {
   const executor home = co_await asio::this_coro::executor;
   rondo::detail::absence away(home);
-  const visit here(*queue, index, away.way());
+  const visit here(*queue, index, away.way(), home);
   co_await park(away.rest());
 }
 

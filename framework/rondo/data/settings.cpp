@@ -31,9 +31,10 @@ bool is_stage(const state::value& stored, std::string_view name) {
 
 void require_stage(const state::value& stored, const char* name) {
   if (is_stage(stored, name)) return;
-  throw state_error("", fmt::format("expected the state of data stage '{}', {}; build the pipeline with the stages that "
-                                    "it had when the state was saved",
-                                    name, described(stored)));
+  throw state_error("",
+                    fmt::format("expected the state of data stage '{}', {}; build the pipeline with the stages that "
+                                "it had when the state was saved",
+                                name, described(stored)));
 }
 
 }  // namespace
@@ -62,20 +63,22 @@ void settings_loader::number(const char* name, std::int64_t value) {
 const state::value& settings_loader::below() const {
   for (const auto& [key, value] : stored_.as<state::dict>())
     if (std::find(known_.begin(), known_.end(), key.str()) == known_.end())
-      throw state_error(key.str(), fmt::format("is stored for data stage '{}', which has no such setting here", stage_));
+      throw state_error(key.str(),
+                        fmt::format("is stored for data stage '{}', which has no such setting here", stage_));
   return stored_.at("below");
 }
 
 void settings_loader::apply() const {
   for (const auto& each : seeds_) {
-    log::warn(fmt::format("data::{}: {} is {} here and {} in the loaded state; the loaded one is used", stage_, each.name,
-                          *each.present, each.stored));
+    log::warn(fmt::format("data::{}: {} is {} here and {} in the loaded state; the loaded one is used", stage_,
+                          each.name, *each.present, each.stored));
     *each.present = each.stored;
   }
   for (const auto& each : numbers_)
-    log::warn(fmt::format("data::{}: {} is {} here and {} in the loaded state; the present one is used, and the loaded "
-                          "position counts elements of the present pipeline",
-                          stage_, each.name, each.present, each.stored));
+    log::warn(
+        fmt::format("data::{}: {} is {} here and {} in the loaded state; the present one is used, and the loaded "
+                    "position counts elements of the present pipeline",
+                    stage_, each.name, each.present, each.stored));
 }
 
 }  // namespace rondo::data::detail

@@ -59,10 +59,10 @@ void set_device(Range& range, c10::Device device) {
     rondo::data::set_device(range.base(), device);
 }
 
-/// The settings of a pipeline that decide which elements it gives: {"stage": name, what the stage was made with, "below":
-/// the same of the range below}, from the last stage down to the data set, which is {"stage": "source"}. A data set with
-/// members `state_dict() const` and `load_state_dict(const state::value&)` gives its own state instead. Adaptors of
-/// range-v3 have no level. Takes constant time; the position is not in it (see `pass`).
+/// The settings of a pipeline that decide which elements it gives: {"stage": name, what the stage was made with,
+/// "below": the same of the range below}, from the last stage down to the data set, which is {"stage": "source"}. A
+/// data set with members `state_dict() const` and `load_state_dict(const state::value&)` gives its own state instead.
+/// Adaptors of range-v3 have no level. Takes constant time; the position is not in it (see `pass`).
 template <class Range>
 [[nodiscard]] state::value state_dict(const Range& range) {
   if constexpr (detail::has_settings<Range>)
@@ -74,9 +74,9 @@ template <class Range>
 }
 
 /// Gives a pipeline what `state_dict` returned. Seeds are taken over: where one differs, the stored one counts from now
-/// on, and a warning names both. Numbers such as the size of a batch stay as they are; where one differs, a warning names
-/// both. Throws `state_error` with the path of the level when the stored pipeline has other stages; the pipeline is then
-/// unchanged. Call it between two epochs only.
+/// on, and a warning names both. Numbers such as the size of a batch stay as they are; where one differs, a warning
+/// names both. Throws `state_error` with the path of the level when the stored pipeline has other stages; the pipeline
+/// is then unchanged. Call it between two epochs only.
 template <class Range>
 void load_state_dict(Range& range, const state::value& stored) {
   if constexpr (detail::has_settings<Range>)
@@ -139,9 +139,9 @@ class settings_loader {
   std::vector<changed_number> numbers_;
 };
 
-/// The state of a stage over `base`. A stage has a name, `static constexpr const char* stage_name`, and lists its settings
-/// in `template <class Self, class Visitor> static void visit_settings(Self& self, Visitor& visitor)` by calls of
-/// `visitor.seed(name, self.seed_)` and `visitor.number(name, self.limit_)`.
+/// The state of a stage over `base`. A stage has a name, `static constexpr const char* stage_name`, and lists its
+/// settings in `template <class Self, class Visitor> static void visit_settings(Self& self, Visitor& visitor)` by calls
+/// of `visitor.seed(name, self.seed_)` and `visitor.number(name, self.limit_)`.
 template <class Stage, class Base>
 state::dict save_settings(const Stage& stage, const Base& base) {
   settings_saver saved(Stage::stage_name);

@@ -175,8 +175,8 @@ class index_cursor {
   std::int64_t index_ = 0;
 };
 
-/// Base of a view over an indexable range: `Derived` has `std::int64_t size() const`, `element(std::int64_t) const`, and
-/// the settings that `save_settings` describes. Iterating never changes it.
+/// Base of a view over an indexable range: `Derived` has `std::int64_t size() const`, `element(std::int64_t) const`,
+/// and the settings that `save_settings` describes. Iterating never changes it.
 template <class Derived, indexable Base>
 class indexed_stage : public ranges::view_facade<Derived, ranges::finite> {
  public:
@@ -240,9 +240,10 @@ class stream_cursor {
   View* view_ = nullptr;
 };
 
-/// Base of a view over any other input range. `Derived` has `std::optional<Value> produce()`, nothing at the end, and the
-/// settings that `save_settings` describes; `void start()` if it has to prepare for a pass. `begin()` begins a new pass
-/// over the range below; there is one iterator at a time. Where `produce` throws, there is no current element any more.
+/// Base of a view over any other input range. `Derived` has `std::optional<Value> produce()`, nothing at the end, and
+/// the settings that `save_settings` describes; `void start()` if it has to prepare for a pass. `begin()` begins a new
+/// pass over the range below; there is one iterator at a time. Where `produce` throws, there is no current element any
+/// more.
 ///
 /// The view is seekable when `Base` is. Its position is that of the first element that was read below for the current
 /// one and, if `Indexed`, the index of the current one, for stages whose work depends on it.
@@ -265,7 +266,9 @@ class stream_stage : public ranges::view_facade<Derived, Cardinality> {
   [[nodiscard]] state::dict state_dict() const { return save_settings(static_cast<const Derived&>(*this), base_); }
   void load_state_dict(const state::value& stored) { load_settings(static_cast<Derived&>(*this), base_, stored); }
 
-  [[nodiscard]] position_type tell() const requires(position_fields > 0) { return joined(reader_->value().marked(), index_); }
+  [[nodiscard]] position_type tell() const requires(position_fields > 0) {
+    return joined(reader_->value().marked(), index_);
+  }
   void seek(const position_type& there) requires(position_fields > 0) { sought_ = there; }
   [[nodiscard]] position_type position_at(std::int64_t index) const requires(position_fields > 0 && addressable<Base>) {
     return joined(detail::position_at(base_, static_cast<const Derived*>(this)->first_below(index)), index);

@@ -90,9 +90,11 @@ std::string text_file::operator[](std::int64_t index) const {
   const auto* begin = contents_->begins.data() + index;
   auto line = contents_->file.read(begin[0], begin[1] - begin[0]);
   if (!line.ends_with('\n') && index + 1 < size())
-    throw format_error(contents_->file.path().string(), begin[0],
-                       fmt::format("line {} has changed since the file was opened; a text file must not change while it "
-                                   "is in use", index + 1));
+    throw format_error(
+        contents_->file.path().string(), begin[0],
+        fmt::format("line {} has changed since the file was opened; a text file must not change while it "
+                    "is in use",
+                    index + 1));
   line.resize(detail::without_line_end(line).size());
   return line;
 }

@@ -12,13 +12,14 @@
 namespace rondo::data {
 
 struct text_options {
-  /// How many bytes a line may have, counting its end. A file without any line ends is otherwise read into memory whole.
+  /// How many bytes a line may have, counting its end. A file without any line ends is otherwise read into memory
+  /// whole.
   std::int64_t max_line = std::int64_t{16} << 20;
 };
 
-/// The lines of a text file as a stream of `std::string`: one line is in memory at a time, and the number of lines is not
-/// known. A line ends with \n or \r\n, which is not part of it; what stands after the last one is a line if it is not
-/// empty. Bytes are passed on as they are, whatever their encoding.
+/// The lines of a text file as a stream of `std::string`: one line is in memory at a time, and the number of lines is
+/// not known. A line ends with \n or \r\n, which is not part of it; what stands after the last one is a line if it is
+/// not empty. Bytes are passed on as they are, whatever their encoding.
 ///
 /// A file compressed with gzip (told by its content) is read in the same way.
 ///
@@ -34,8 +35,8 @@ class text_lines : public ranges::view_facade<text_lines, ranges::unknown> {
   /// No file; `begin` throws `io_error`.
   text_lines() = default;
   /// Throws `io_error` when there is no regular file that can be opened, `option_error` when `max_line` is below 1.
-  /// Iterating throws `io_error` when reading fails, and `format_error` with path and line number for a line that is too
-  /// long, for a gzip stream that is damaged or cut off, and for a position at which no line begins.
+  /// Iterating throws `io_error` when reading fails, and `format_error` with path and line number for a line that is
+  /// too long, for a gzip stream that is damaged or cut off, and for a position at which no line begins.
   explicit text_lines(std::filesystem::path path, text_options options = {});
 
   [[nodiscard]] const std::filesystem::path& path() const noexcept { return path_; }
@@ -64,20 +65,20 @@ class text_lines : public ranges::view_facade<text_lines, ranges::unknown> {
 };
 
 /// The lines of a text file, as `text_lines` gives them, reached at random, so that `shuffle` needs no memory for them:
-/// 8 bytes per line are held, and a line is read when it is asked for. A random access view; copies share the file, which
-/// stays open and must not change. Several threads may read at once.
+/// 8 bytes per line are held, and a line is read when it is asked for. A random access view; copies share the file,
+/// which stays open and must not change. Several threads may read at once.
 class text_file : public ranges::view_facade<text_file, ranges::finite> {
  public:
   /// No lines.
   text_file() = default;
-  /// Reads the file once, from beginning to end, to find its lines. Throws `io_error` when it is no regular file or cannot
-  /// be opened or read, `option_error` when `max_line` is below 1, `format_error` when a line is too long, and when the
-  /// file is compressed.
+  /// Reads the file once, from beginning to end, to find its lines. Throws `io_error` when it is no regular file or
+  /// cannot be opened or read, `option_error` when `max_line` is below 1, `format_error` when a line is too long, and
+  /// when the file is compressed.
   explicit text_file(const std::filesystem::path& path, text_options options = {});
 
   [[nodiscard]] std::int64_t size() const;
-  /// Line `index`. Throws `std::out_of_range` when there is no such line, `io_error` when it cannot be read, `format_error`
-  /// when the file has changed so that no line is there any more.
+  /// Line `index`. Throws `std::out_of_range` when there is no such line, `io_error` when it cannot be read,
+  /// `format_error` when the file has changed so that no line is there any more.
   [[nodiscard]] std::string operator[](std::int64_t index) const;
 
  private:

@@ -176,10 +176,10 @@ template <class Function>
 }
 
 /// `range | transform(f, seed)`: `f(element, random)` for every element, for random augmentation. `random` is a
-/// `random_sequence&` with numbers for this element alone, `random_sequence(sample_seed(seed, epoch, index))`, so results
-/// depend neither on the order in which elements are made nor on how many workers make them. LibTorch's random functions
-/// take their numbers from `torch_generator(random)`. The seed is part of the state of the pipeline. Otherwise like
-/// `transform(f)`.
+/// `random_sequence&` with numbers for this element alone, `random_sequence(sample_seed(seed, epoch, index))`, so
+/// results depend neither on the order in which elements are made nor on how many workers make them. LibTorch's random
+/// functions take their numbers from `torch_generator(random)`. The seed is part of the state of the pipeline.
+/// Otherwise like `transform(f)`.
 template <class Function>
 [[nodiscard]] auto transform(Function function, std::uint64_t seed) {
   return detail::make_closure(

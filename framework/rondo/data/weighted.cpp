@@ -101,8 +101,9 @@ std::int64_t digest_of(std::span<const double> weights) {
 }
 
 void fail_resized_under_weights(std::int64_t weights, std::int64_t elements) {
-  throw error(fmt::format("data::weighted: the range below had {} elements, as many as there are weights, and has {} now",
-                          weights, elements));
+  throw error(
+      fmt::format("data::weighted: the range below had {} elements, as many as there are weights, and has {} now",
+                  weights, elements));
 }
 
 weighted_function make_weighted(std::vector<double> weights, std::uint64_t seed, weighted_options options) {

@@ -19,16 +19,16 @@ struct weighted_options {
   bool replacement = true;
 };
 
-/// Numbers of elements drawn by weight, in the order in which they are drawn: each draw takes one of those that are left
-/// with a probability proportional to its weight, all of them being left again after each draw with `replacement`.
+/// Numbers of elements drawn by weight, in the order in which they are drawn: each draw takes one of those that are
+/// left with a probability proportional to its weight, all of them being left again after each draw with `replacement`.
 /// Depends on its arguments only; the same on every platform with IEEE arithmetic.
 ///
-/// The method is that of C. Wong, M. Easton, "An efficient method for weighted sampling without replacement", SIAM Journal
-/// on Computing 9(1), 1980: the weights, followed by zeros up to a power of two, are the leaves of a binary tree in which
-/// each other node is the sum of its two children. A draw begins at the root with x = root * u, u being the next
-/// `uniform()` of `random_sequence(sample_seed(seed, epoch, -2))`, and goes to the left child when x is below it or when
-/// the right child is 0, otherwise to the right child with x less the left one. Without replacement, the leaf becomes 0
-/// and the sums above it are made anew.
+/// The method is that of C. Wong, M. Easton, "An efficient method for weighted sampling without replacement", SIAM
+/// Journal on Computing 9(1), 1980: the weights, followed by zeros up to a power of two, are the leaves of a binary
+/// tree in which each other node is the sum of its two children. A draw begins at the root with x = root * u, u being
+/// the next `uniform()` of `random_sequence(sample_seed(seed, epoch, -2))`, and goes to the left child when x is below
+/// it or when the right child is 0, otherwise to the right child with x less the left one. Without replacement, the
+/// leaf becomes 0 and the sums above it are made anew.
 [[nodiscard]] std::vector<std::int64_t> drawn_positions(std::span<const double> weights, std::int64_t samples,
                                                         bool replacement, std::uint64_t seed, std::int64_t epoch);
 
@@ -133,22 +133,23 @@ struct weighted_function {
   }
 };
 
-[[nodiscard]] weighted_function make_weighted(std::vector<double> weights, std::uint64_t seed, weighted_options options);
+[[nodiscard]] weighted_function make_weighted(std::vector<double> weights, std::uint64_t seed,
+                                              weighted_options options);
 
 }  // namespace detail
 
-/// `range | weighted(weights, seed)`: elements of a random access range, drawn by weight, anew for each epoch, in place of
-/// its own order (see `drawn_positions`; the counterpart of Python's WeightedRandomSampler). Rare classes appear more
-/// often when each element has one over the size of its class as weight, say. The epoch is 0 until `set_epoch` says
-/// otherwise. Weights need not add up to 1; an element of weight 0 is never drawn.
+/// `range | weighted(weights, seed)`: elements of a random access range, drawn by weight, anew for each epoch, in place
+/// of its own order (see `drawn_positions`; the counterpart of Python's WeightedRandomSampler). Rare classes appear
+/// more often when each element has one over the size of its class as weight, say. The epoch is 0 until `set_epoch`
+/// says otherwise. Weights need not add up to 1; an element of weight 0 is never drawn.
 ///
-/// A random access range with `samples` elements. Drawing takes a time of `samples` times the logarithm of the number of
-/// weights, when the view is made and at `set_epoch`; 8 bytes per drawn element and per weight are held, shared by copies.
-/// The range must keep its size: reading throws `rondo::error` if it did not.
+/// A random access range with `samples` elements. Drawing takes a time of `samples` times the logarithm of the number
+/// of weights, when the view is made and at `set_epoch`; 8 bytes per drawn element and per weight are held, shared by
+/// copies. The range must keep its size: reading throws `rondo::error` if it did not.
 ///
-/// Throws `option_error`, naming the position, for a weight that is negative or not finite; when no weight is above 0 or
-/// their sum is not finite; when `samples` is below 1 or, without replacement, above the number of weights above 0; and,
-/// when it is applied, when the range has another number of elements than there are weights.
+/// Throws `option_error`, naming the position, for a weight that is negative or not finite; when no weight is above 0
+/// or their sum is not finite; when `samples` is below 1 or, without replacement, above the number of weights above 0;
+/// and, when it is applied, when the range has another number of elements than there are weights.
 [[nodiscard]] inline auto weighted(std::vector<double> weights, std::uint64_t seed, weighted_options options = {}) {
   return detail::make_closure(detail::make_weighted(std::move(weights), seed, options));
 }

@@ -43,7 +43,7 @@ class grace_period::watch {
   task<> run() {
     {
       // Given back after the first signal, so that a second one finds whatever was installed before.
-      signal_stream signals(events_.get_executor(), signals_);
+      signal_stream signals(events_.get_executor(), signals_, signal_stream::mode::first);
       watching_told_ = true;
       watching_.set_value();
       static_cast<void>(co_await signals.next());

@@ -19,6 +19,7 @@
 #include "rondo/loop/context.hpp"
 #include "rondo/loop/deterministic.hpp"
 #include "rondo/loop/interruption.hpp"
+#include "rondo/loop/yielding.hpp"
 #include "rondo/state/random.hpp"
 #include "rondo/writing/atomic_file.hpp"
 
@@ -350,7 +351,7 @@ task<> session::run_iteration() {
   co_await complete_iteration();
 
   if (clock::now() - yielded_ < yield_interval) co_return;
-  co_await asio::post(home, asio::use_awaitable);
+  co_await let_others_run(home);
   yielded_ = clock::now();
   throw_failure();
 }
@@ -373,11 +374,14 @@ task<> session::complete_iteration() {
   std::optional<task<>> rest;
   if (!from || from->where == stage::next_batch) {
     rest = source_->end_known();
-    if (rest) co_await wait_for_data(std::move(*rest));
-    if (rest && signal && can_be_done_again()) {
-      iteration_open_ = false;
-      unfinished_.emplace();
-      throw interrupted();
+    if (rest) {
+      const unfinished_iteration left;
+      co_await wait_in_work(&left, std::move(*rest));
+      if (source_->end_known()) {  // a signal has ended the wait
+        iteration_open_ = false;
+        unfinished_ = left;
+        throw interrupted();
+      }
     }
     const bool last = source_->exhausted();
     if (gradients_of_ >= options.accumulate || (last && gradients_of_ > 0)) {

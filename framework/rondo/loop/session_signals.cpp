@@ -1,8 +1,6 @@
 // Signals, and what they break off: the wait for data, and work of extensions that can be done again.
 
-#include <asio/post.hpp>
 #include <asio/this_coro.hpp>
-#include <asio/use_awaitable.hpp>
 #include <csignal>
 #include <cstring>
 #include <utility>
@@ -10,6 +8,7 @@
 #include "rondo/async/signals.hpp"
 #include "rondo/loop/interruption.hpp"
 #include "rondo/loop/session.hpp"
+#include "rondo/loop/yielding.hpp"
 #include "rondo/state/random.hpp"
 
 namespace rondo::detail {
@@ -43,7 +42,7 @@ task<> session::watch_stop_signals() {
   void (*previous)(int) = SIG_DFL;
   int number = 0;
   {
-    signal_stream signals(home, options.stop_signals);
+    signal_stream signals(home, options.stop_signals, signal_stream::mode::first);
     ++watchers_;
     number = co_await signals.next();
     const struct sigaction before = signals.previous(number);
@@ -124,7 +123,7 @@ std::unique_ptr<const unfinished_iteration> session::work_begins() {
 bool session::interruption_point_due() const noexcept { return clock::now() - yielded_ >= point_interval; }
 
 task<> session::interruption_point(const unfinished_iteration* work) {
-  co_await asio::post(home, asio::use_awaitable);
+  co_await let_others_run(home);
   yielded_ = clock::now();
   throw_failure();
   if (work == nullptr || (!signal && !snapshot_wanted) || !can_be_done_again()) co_return;
