@@ -11,7 +11,7 @@
 // The last line on stdout is one JSON object. With the command above it should read about
 //
 //   {"epoch":3,"iteration":2814,"resumed_from":null,"state_digest":"…","stop_reason":"3 epochs completed",
-//    "train/loss":0.2…,"validation/accuracy":0.89…}
+//    "train/loss":0.2…,"validation/accuracy":0.90…}
 //
 // Exit status: 0 when training has come to its end, 143 after SIGTERM and 130 after Ctrl-C (with a snapshot of the last
 // iteration), 124 when --grace-period was over first, 1 for an error, 2 for options that make no sense.

@@ -135,6 +135,20 @@ def figures_of(medians):
     for optimizer in ("sgd", "adam"):
         ratio = medians.counter(f"train/mlp/{optimizer}", "rondo_per_hand")
         figures.append((f"mlp with {optimizer}: loop / hand-written", ratio, "x", 1.01))
+    for workers in (1, 2):
+        for what, name, limit in (
+            ("augmented batches: DataLoader / prefetch", "batch", 0.5),
+            ("images augmented one by one: DataLoader / prefetch", "image", None),
+            ("batches augmented by both at once: DataLoader / prefetch", "both_batch", None),
+        ):
+            ratio = medians.counter(f"throughput/{name}/workers:{workers}", "ours_per_torch")
+            figures.append((f"{what}, images/s, {workers} worker(s)", quotient(1.0, ratio), "x", limit))
+        figures.append((f"training waits for batches of {workers} worker(s)",
+                        medians.counter(f"wait/workers:{workers}", "wait_percent"), "%", 1))
+    for kind in ("plain", "prefetch"):
+        figures.append((f"restoring position 50,000 / 100, {kind}",
+                        quotient(medians.counter(f"resume/{kind}/sample:50000", "restore_us"),
+                                 medians.counter(f"resume/{kind}/sample:100", "restore_us")), "x", 1.2))
     # Where the disk is involved, the time on the clock counts; elsewhere the CPU time, which others disturb less.
     for what, ours, theirs, clock in (
         ("snapshot / raw O_DIRECT + fdatasync", "write/simple", "write/raw_direct", "real_time"),

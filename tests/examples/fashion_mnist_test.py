@@ -86,7 +86,7 @@ def test_a_finished_run_is_left_alone(program, out, expected):
 def interrupted(program, out, number, *options):
     """The JSON object of an endless run that gets a signal when it has saved itself for the first time."""
     newest = snapshots(out)[-1:]
-    endless = [program, "--model", "mlp", "--epochs", "1000", "--quiet", "--out", out, "--snapshot-every", "10it", *options]
+    endless = [program, "--model", "mlp", "--epochs", "1000", "--quiet", "--snapshot-every", "10it", "--out", out, *options]
     process = subprocess.Popen(endless, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     while process.poll() is None and snapshots(out)[-1:] == newest:
         pass

@@ -64,8 +64,8 @@ class Unbroken:
             shutil.rmtree(out, ignore_errors=True)
             os.makedirs(out)
             begun = time.monotonic()
-            done = subprocess.run(command(program, out, schedule, "--workers", str(workers)), capture_output=True, text=True,
-                                  timeout=300)
+            done = subprocess.run(command(program, out, schedule, "--workers", str(workers)), capture_output=True,
+                                  text=True, timeout=300)
             self.seconds = time.monotonic() - begun
             assert done.returncode == 0, done
             results = json.loads(done.stdout.splitlines()[-1])
@@ -99,7 +99,8 @@ class Training:
         self.newest = max(snapshots(self.out), default=None)
         self.history.append(options)
         with open(self.out + ".stdout", "w") as stdout, open(self.out + ".stderr", "w") as stderr:
-            return subprocess.Popen(command(self.program, self.out, self.schedule, *options), stdout=stdout, stderr=stderr)
+            return subprocess.Popen(command(self.program, self.out, self.schedule, *options), stdout=stdout,
+                                    stderr=stderr)
 
     def ended(self, process):
         """The status, with what has been printed added to the rest."""
@@ -153,7 +154,8 @@ def test_kills(training, unbroken, most):
         if random.random() < 0.5:
             was_killed = training.kill_after(random.uniform(0, unbroken.seconds))
         else:
-            was_killed = training.kill_when_saved(random.randint(min(begun + 1, unbroken.iterations), unbroken.iterations))
+            next_one = min(begun + 1, unbroken.iterations)
+            was_killed = training.kill_when_saved(random.randint(next_one, unbroken.iterations))
         if not was_killed:
             break
         killed += 1

@@ -436,6 +436,26 @@ TEST_CASE("what a signal leaves undone of the last iteration is done before the 
   REQUIRE_FALSE(second.signal);
 }
 
+TEST_CASE("a run that is broken off in its first iteration saves that iteration", "[loop][signals]") {
+  const default_dispositions dispositions;
+  const temporary_directory dir;
+  for (std::int64_t n = 1; n <= 3; ++n) {
+    auto l = counting_loop(10, {.max_iterations = 10, .out = dir.path()});
+    l | make_extension("work", [&](context& ctx) {
+          ctx.on<event::iteration_completed>([&]() -> task<> {
+            auto work = ctx.interruptible_work();
+            if (ctx.iteration() == n) std::raise(SIGTERM);
+            while (ctx.iteration() == n) co_await work.point();
+          });
+        }).at_priority(priority::writer);
+    l | snapshot({.autoload = true}).triggered(every(1000_iterations));
+    const auto result = l.run();
+    REQUIRE(result.iteration == n);
+    REQUIRE(std::filesystem::exists(dir.path() / ("snapshot_iter_" + std::to_string(n))));
+    if (n > 1) REQUIRE(result.resumed_from->filename() == "snapshot_iter_" + std::to_string(n - 1));
+  }
+}
+
 TEST_CASE("on_signal = false leaves it to the trigger", "[loop][signals][snapshot]") {
   const default_dispositions dispositions;
   const bool on_signal = GENERATE(false, true);

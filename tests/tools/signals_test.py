@@ -3,8 +3,9 @@
 
 usage: signals_test.py RONDO SIGNALS_PROGRAM [--signals N] [--seed N] [--deadline SECONDS]
 
-Each SIGTERM must end the training in time, with status 143 and a sound snapshot of its last iteration. What goes on from
-there, through any number of further signals, must end with the bits and the log of a training that nobody interrupted.
+Each SIGTERM must end the training in time, with status 143 and a sound snapshot of its last iteration. What goes on
+from there, through any number of further signals, must end with the bits and the log of a training that nobody
+interrupted.
 """
 
 import argparse
@@ -134,7 +135,8 @@ class Judge:
         for key in ["iteration", "state_digest", *([] if had_ended else ["stop_reason", "random_digest"])]:
             assert training.result()[key] == result[key], f"{key}: {training.result()} instead of {result}\n{training}"
         if before:
-            assert training.result()["resumed_from"] == os.path.join(self.out, f"snapshot_iter_{before[-1]}"), str(training)
+            newest = os.path.join(self.out, f"snapshot_iter_{before[-1]}")
+            assert training.result()["resumed_from"] == newest, str(training)
         assert self.log() == log, f"another log\n{training}"
 
 
@@ -262,7 +264,8 @@ def main():
     parser.add_argument("program")
     parser.add_argument("--signals", type=int, default=20, help="how many SIGTERMs to send one by one (default: 20)")
     parser.add_argument("--seed", type=int, default=1, help="of all that is random (default: 1)")
-    parser.add_argument("--deadline", type=float, default=20, help="seconds that a program has after a signal (default: 20)")
+    parser.add_argument("--deadline", type=float, default=20,
+                        help="seconds that a program has after a signal (default: 20)")
     arguments = parser.parse_args()
     random.seed(arguments.seed)
     with tempfile.TemporaryDirectory() as scratch:
@@ -281,7 +284,8 @@ def main():
     judge.seconds.sort()
     for what, n in sorted(judge.counts.items()):
         print(f"{n:5} {what}")
-    print(f"from SIGTERM to the end: {judge.seconds[len(judge.seconds) // 2]:.3f} s (median), {judge.seconds[-1]:.3f} s (longest)")
+    median, longest = judge.seconds[len(judge.seconds) // 2], judge.seconds[-1]
+    print(f"from SIGTERM to the end: {median:.3f} s (median), {longest:.3f} s (longest)")
     print("signals: everything held")
 
 

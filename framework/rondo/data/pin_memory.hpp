@@ -44,10 +44,10 @@ struct pin_memory_fn {
 
 inline namespace customisation {
 
-/// `pin_memory(batch)` returns the batch with every dense tensor of the CPU in page-locked memory, from which a GPU copies
-/// without stopping the program. Knows the types that `to_device` knows; any other type passes unchanged. Tensors that are
-/// in such memory already are shared. For an own type `B`, write `B pin_memory(B)` in its namespace. Throws LibTorch's
-/// error where there is no CUDA.
+/// `pin_memory(batch)` returns the batch with every dense tensor of the CPU in page-locked memory, from which a GPU
+/// copies without stopping the program. Knows the types that `to_device` knows; any other type passes unchanged.
+/// Tensors that are in such memory already are shared. For an own type `B`, write `B pin_memory(B)` in its namespace.
+/// Throws LibTorch's error where there is no CUDA.
 inline constexpr detail::pin_memory_fn pin_memory{};
 
 }  // namespace customisation

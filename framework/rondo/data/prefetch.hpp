@@ -228,8 +228,8 @@ class prefetch_pass {
   std::int64_t size_ = 0;
 };
 
-/// A pass belongs to one view: a copy of the view has none, and where the view is moved it ends, because it uses the range
-/// that moves. Declared before that range.
+/// A pass belongs to one view: a copy of the view has none, and where the view is moved it ends, because it uses the
+/// range that moves. Declared before that range.
 template <class Base>
 class own_pass {
  public:
@@ -371,30 +371,33 @@ struct prefetch_function {
 
 /// `range | prefetch(depth, workers)`: the same elements in the same order, made ahead by `workers` threads while the
 /// program does something else. Never more than `depth` elements are being made or wait to be read; the one that is
-/// being used is not among them. Results do not depend on `depth`, `workers` and timing.
+/// being used is not among them. Results do not depend on `depth`, `workers` and timing, as long as the functions in
+/// the pipeline depend on their arguments only (see `transform`).
 ///
-/// * **Threads.** Over a random access range, each of them has its own copy of the pipeline, with a copy of every function
-///   in it; what copies share (a tensor, a pointer, a file) must bear to be used by several threads. A stream is read by
-///   one thread, and by nobody else until the pass has ended. On them, no signal handler of the program runs, LibTorch
-///   records no gradients, and its operations do not split their work among further threads: the training thread keeps
-///   its own setting. LibTorch's matrix products through OpenBLAS are not concerned by that. `workers` = 0 makes each
-///   element when it is read, under the same conditions, and therefore the same elements.
-/// * **Reading.** A stream: one pass and one iterator at a time, `begin()` begins a new pass and starts the threads. It is
-///   sized if the range is. Going on does not wait; reading an element, or asking whether there is one, blocks until it
-///   is there. A coroutine awaits `ready()` first: nothing when the element (or the end) is there already, or else a task
-///   that completes when it is, and which cancellation ends with `operation_aborted`, after which the pass is as it was.
-///   The view must stay where it is until the task has ended.
-/// * **Errors.** What making an element threw is thrown where that element would be read, as `sample_error` with the epoch
-///   and the index of the element (counted from where the pass began, in streams that began in the middle), after all
-///   elements before it. Then the pass is over.
-/// * **Ending.** `begin()`, `set_epoch`, `set_device`, `load_state_dict`, destroying and moving the view end the pass: the
-///   elements that are being made are waited for, then thrown away. A copy of a view that is being read begins anew.
-/// * **Resuming.** Positions and states are those of the range below (the index, if it is random access), so elements that
-///   were made but not read are neither lost nor repeated, and depth and workers can be others the next time.
+/// * **Threads.** Over a random access range, each of them has its own copy of the pipeline, with a copy of every
+///   function in it; what copies share (a tensor, a pointer, a file) must bear to be used by several threads. A stream
+///   is read by one thread, and by nobody else until the pass has ended. No signal handler of the program runs on these
+///   threads, LibTorch records no gradients there, and its operations do not split their work among further threads
+///   (matrix products through OpenBLAS are not concerned by that); the training thread keeps its own setting. They do
+///   not take the processor away from a thread that is running. `workers` = 0 makes each element when it is read, under
+///   the same conditions for LibTorch, and therefore the same elements.
+/// * **Reading.** A stream: one pass and one iterator at a time, `begin()` begins a new pass and starts the threads. It
+///   is sized if the range is. Going on does not wait; reading an element, or asking whether there is one, blocks until
+///   it is there. A coroutine awaits `ready()` first: nothing when the element (or the end) is there already, or else a
+///   task that completes when it is, and which cancellation ends with `operation_aborted`, after which the pass is as
+///   it was. The view must stay where it is until the task has ended.
+/// * **Errors.** What making an element threw is thrown where that element would be read, as `sample_error` with the
+///   epoch and the index of the element (counted from where the pass began, in streams that began in the middle), after
+///   all elements before it. Then the pass is over.
+/// * **Ending.** `begin()`, `set_epoch`, `set_device`, `load_state_dict`, destroying and moving the view end the pass:
+///   the elements that are being made are waited for, then thrown away. A copy of a view that is being read begins
+///   anew; copying one over a stream waits until the element that is being made has been made.
+/// * **Resuming.** Positions and states are those of the range below (the index, if it is random access), so elements
+///   that were made but not read are neither lost nor repeated, and depth and workers can be others the next time.
 ///
 /// Throws `option_error` when `depth` is below 1, `workers` below 0, or above 1 over a stream, or when memory is to be
-/// pinned and there is no CUDA. `begin()` throws std::system_error when there can be no thread, and what copying a function
-/// throws.
+/// pinned and there is no CUDA. `begin()` throws std::system_error when there can be no thread, and what copying a
+/// function throws.
 [[nodiscard]] inline auto prefetch(std::int64_t depth, std::int64_t workers = 1, prefetch_options options = {}) {
   detail::check_prefetch(depth, workers, options);
   return detail::make_closure(detail::prefetch_function{depth, workers, options});

@@ -16,8 +16,8 @@
 /// What `prefetch` is built on, whatever the elements are.
 namespace rondo::data::detail {
 
-/// While it lives, LibTorch works on this thread alone and records no gradients, so that an element has the same bits on
-/// whatever thread it is made: sums and products are split among the threads of an operation, and round accordingly.
+/// While it lives, LibTorch works on this thread alone and records no gradients, so that an element has the same bits
+/// on whatever thread it is made: sums and products are split among the threads of an operation, and round accordingly.
 /// Other threads are not concerned.
 class lone_thread {
  public:
@@ -44,8 +44,8 @@ class element_maker {
   virtual bool make(std::int64_t index) = 0;
 };
 
-/// Says who makes which element when, and tells the reader: elements are begun in order, at most `depth` of them are being
-/// made or wait to be read, and what went wrong with one is kept until its turn.
+/// Says who makes which element when, and tells the reader: elements are begun in order, at most `depth` of them are
+/// being made or wait to be read, and what went wrong with one is kept until its turn.
 ///
 /// `start`, `stop` and all that concerns the reader belong to the reader's thread. While elements are there it takes no
 /// lock, so that it never waits for a worker that holds one and has lost its processor.
@@ -59,8 +59,8 @@ class prefetch_queue {
   prefetch_queue& operator=(const prefetch_queue&) = delete;
   ~prefetch_queue();
 
-  /// Begins to make elements: on one thread for each maker, or, without `in_background`, by the first maker whenever the
-  /// reader asks for an element. Throws std::system_error when there can be no thread.
+  /// Begins to make elements: on one thread for each maker, or, without `in_background`, by the first maker whenever
+  /// the reader asks for an element. Throws std::system_error when there can be no thread.
   void start(makers makers, bool in_background);
 
   /// Waits for the elements that are being made, then destroys the makers. Whoever awaits an arrival goes on.
@@ -69,8 +69,8 @@ class prefetch_queue {
   /// Whether `find` would not wait for others.
   [[nodiscard]] bool arrived(std::int64_t index);
 
-  /// Waits until element `index` has been made, or making it has failed: true; or until there is none: false. To be asked
-  /// for one element after the other, and for none after one that failed.
+  /// Waits until element `index` has been made, or making it has failed: true; or until there is none: false. To be
+  /// asked for one element after the other, and for none after one that failed.
   [[nodiscard]] bool find(std::int64_t index);
 
   /// Throws what making the element that was found has thrown, if it has.

@@ -72,11 +72,10 @@ class snapshot_extension {
     metrics_.clear();
     cost_.reset();
     taken_at_ = -1;
-    trained_ = false;
-    if (!options_.autoload && !options_.resume_from)
-      ctx.on<event::training_started>([this] {
-        if (!ctx_->resumed_from()) warn_about_earlier_run();
-      });
+    ctx.on<event::training_started>([this] {
+      begun_at_ = ctx_->execution();
+      if (!ctx_->resumed_from()) warn_about_earlier_run();
+    });
     if (options_.autoload || options_.resume_from) ctx.on<event::restoring>([this]() -> task<> { return restore(); });
     ctx.on<event::iteration_completed>([this] { after_iteration(); });
     ctx.when_due([this]() -> task<> { return take_when_due(); });
@@ -219,7 +218,6 @@ class snapshot_extension {
   }
 
   void after_iteration() {
-    trained_ = true;
     remember_metrics();
     taker_->prepare();
   }
@@ -269,7 +267,8 @@ class snapshot_extension {
     co_await taker_->finish();
     // A signal may have stopped training between two iterations, and the last snapshot may have been skipped.
     const bool wanted = options_.final || preempted() || (saves_loop() && ctx_->snapshot_wanted());
-    const bool missing = wanted && !failed && trained_ && taken_at_ != ctx_->execution();
+    const bool trained = ctx_->execution() != begun_at_;
+    const bool missing = wanted && !failed && trained && taken_at_ != ctx_->execution();
     std::exception_ptr error;
     try {
       if (missing) co_await take_regular();
@@ -375,7 +374,7 @@ class snapshot_extension {
   std::map<std::string, double> metrics_;
   std::optional<cost> cost_;
   std::int64_t taken_at_ = -1;  // execution number of the last regular snapshot
-  bool trained_ = false;
+  std::int64_t begun_at_ = -1;  // execution number when training started
   bool ended_ = false;
   std::weak_ptr<int> in_use_;  // by a run
 };
