@@ -269,6 +269,7 @@ task<> session::train() {
   if (stop_trigger_fired_) stop("the stop trigger had fired before");
   if (goal_reached() && !unfinished_) stop("the goal had been reached before");
   while (!stop_reason) co_await run_epoch();
+  restore_random();  // unless training has done it
 }
 
 task<> session::run_epoch() {
