@@ -86,7 +86,8 @@ def test_a_finished_run_is_left_alone(program, out, expected):
 def interrupted(program, out, number, *options):
     """The JSON object of an endless run that gets a signal when it has saved itself for the first time."""
     newest = snapshots(out)[-1:]
-    endless = [program, "--model", "mlp", "--epochs", "1000", "--quiet", "--snapshot-every", "10it", "--out", out, *options]
+    endless = [program, "--model", "mlp", "--epochs", "1000", "--quiet", "--snapshot-every", "10it", "--out", out,
+               *options]
     process = subprocess.Popen(endless, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     while process.poll() is None and snapshots(out)[-1:] == newest:
         pass
@@ -140,7 +141,8 @@ def test_nonsense_is_refused(program, out):
         (["--out", unwritable], ["out", unwritable]),
     ]
     for options, expected in cases:
-        done = subprocess.run(command(program, os.path.join(out, "result"), *options), capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command(program, os.path.join(out, "result"), *options), capture_output=True, text=True,
+                              timeout=60)
         assert done.returncode in (1, 2), (options, done)
         for part in expected:
             assert part in done.stderr, (options, part, done.stderr)
