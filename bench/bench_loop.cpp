@@ -11,13 +11,16 @@
 #include <algorithm>
 #include <cstdint>
 #include <ctime>
+#include <filesystem>
 #include <memory>
 #include <range/v3/view/iota.hpp>
+#include <sstream>
 #include <string>
 #include <vector>
 
 #include "rondo/data/data.hpp"
 #include "rondo/event/interval.hpp"
+#include "rondo/extensions.hpp"
 #include "rondo/loop/loop.hpp"
 #include "support.hpp"
 
@@ -162,11 +165,38 @@ void empty_loop_coroutine(benchmark::State& state) {
   benchmark::DoNotOptimize(calls);
 }
 
+/// Every extension that waits for something, none of which comes. What looks at every iteration by its nature (the
+/// averages of a log, profile_report) is not here.
+void idle_extensions(benchmark::State& state) {
+  std::ostringstream nowhere;
+  const auto out = std::filesystem::temp_directory_path() / "rondo-bench-idle";
+  torch::nn::Linear model(1, 1);
+  torch::optim::SGD optimizer(model->parameters(), 0.1);
+  for (auto _ : state) {
+    rondo::loop loop(model, optimizer, ranges::views::iota(std::int64_t{0}, empty_iterations),
+                     [](context&, std::int64_t&) {}, {.max_iterations = empty_iterations, .out = out});
+    if (state.range(0) != 0) {
+      const auto idle = never();
+      loop | snapshot({.final = false}).triggered(idle) | call("call", idle, [] {}) |
+          evaluator(data::tensor_dataset(torch::rand({4, 1}), torch::rand({4, 1})) | data::batch(2),
+                    [](context&, const auto&) {})
+              .triggered(idle) |
+          lr_scheduler(schedules::constant(), {.key = ""}).triggered(idle) | ema() | swa({.every = 1'000'000_epochs}) |
+          freeze_until("weight", idle) | timeline_trace({.trigger = idle, .enable = idle}) |
+          notify({.url = "http://127.0.0.1:1/", .start_message = "", .end_message = ""}).triggered(idle);
+    }
+    loop.run();
+  }
+  std::filesystem::remove_all(out);
+  state.counters["ns_per_iteration"] = nanoseconds_for_each_of(static_cast<double>(empty_iterations));
+}
+
 constexpr auto ms = benchmark::kMillisecond;
 BENCHMARK_TEMPLATE(train_mlp, torch::optim::SGD)->Name("train/mlp/sgd")->Unit(ms)->Iterations(25);
 BENCHMARK_TEMPLATE(train_mlp, torch::optim::Adam)->Name("train/mlp/adam")->Unit(ms)->Iterations(25);
 BENCHMARK(empty_loop_inline)->Name("empty_loop/inline")->Unit(ms)->Arg(0)->Arg(5)->Arg(20);
 BENCHMARK(empty_loop_never_due)->Name("empty_loop/never_due")->Unit(ms)->Arg(20);
+BENCHMARK(idle_extensions)->Name("empty_loop/all_extensions")->Unit(ms)->Arg(0)->Arg(1);
 BENCHMARK(empty_loop_coroutine)->Name("empty_loop/coroutine")->Unit(ms)->Arg(1)->Arg(5);
 
 /// LibTorch's number of threads does not reach OpenBLAS, which has threads of its own.

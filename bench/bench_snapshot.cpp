@@ -420,7 +420,7 @@ void read_materialize(benchmark::State& state) {
 void read_snapshot(benchmark::State& state) {
   const auto source = cached_snapshot(state.range(0));
   for (auto _ : state) {
-    auto loaded = extensions::read_snapshot(source.name);
+    auto loaded = extensions::read_snapshot(source.name, {});
     benchmark::DoNotOptimize(loaded);
   }
   count_bytes(state, source.size);

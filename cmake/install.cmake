@@ -24,6 +24,9 @@ foreach(header_dir IN LISTS rondo_header_dirs)
           FILES_MATCHING PATTERN "*.hpp" PATTERN precompiled.hpp EXCLUDE)
 endforeach()
 
+if(NOT RONDO_WITH_GLOO)
+  set(RONDO_WITH_GLOO OFF)
+endif()
 configure_package_config_file("${PROJECT_SOURCE_DIR}/cmake/rondo-config.cmake.in"
                               "${PROJECT_BINARY_DIR}/rondo-config.cmake" INSTALL_DESTINATION "${rondo_package_dir}")
 write_basic_package_version_file("${PROJECT_BINARY_DIR}/rondo-config-version.cmake" COMPATIBILITY SameMinorVersion)

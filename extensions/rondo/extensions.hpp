@@ -1,15 +1,30 @@
 #pragma once
 
-/// Everything that can be attached to a loop.
+/// Everything that can be attached to a loop, and what goes with it.
 
+#include "rondo/extensions/accumulate.hpp"
 #include "rondo/extensions/call.hpp"
+#include "rondo/extensions/comparer.hpp"
+#include "rondo/extensions/dashboard.hpp"
+#include "rondo/extensions/evaluate.hpp"
 #include "rondo/extensions/evaluator.hpp"
+#include "rondo/extensions/fail_on_non_number.hpp"
+#include "rondo/extensions/freeze_until.hpp"
 #include "rondo/extensions/log_report.hpp"
+#include "rondo/extensions/lr_finder.hpp"
 #include "rondo/extensions/lr_scheduler.hpp"
 #include "rondo/extensions/metrics.hpp"
+#include "rondo/extensions/modes.hpp"
+#include "rondo/extensions/notify.hpp"
+#include "rondo/extensions/observe_value.hpp"
 #include "rondo/extensions/print_report.hpp"
+#include "rondo/extensions/profile_report.hpp"
 #include "rondo/extensions/progress_bar.hpp"
 #include "rondo/extensions/report_writer.hpp"
 #include "rondo/extensions/schedules.hpp"
 #include "rondo/extensions/snapshot/snapshot.hpp"
 #include "rondo/extensions/tensorboard_writer.hpp"
+#include "rondo/extensions/terminate.hpp"
+#include "rondo/extensions/timeline_trace.hpp"
+#include "rondo/extensions/update_batch_norm.hpp"
+#include "rondo/extensions/weight_averaging.hpp"

@@ -43,4 +43,14 @@ io_error::io_error(std::string operation, std::filesystem::path path, std::error
 format_error::format_error(std::string where, std::uint64_t offset, const std::string& problem)
     : error(fmt::format("'{}', byte {}: {}", where, offset, problem)), where_(std::move(where)), offset_(offset) {}
 
+std::string message_of(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const std::exception& e) {
+    return e.what();
+  } catch (...) {
+    return "unknown exception";
+  }
+}
+
 }  // namespace rondo

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <filesystem>
 #include <stdexcept>
 #include <string>
@@ -75,5 +76,8 @@ class format_error : public error {
   std::string where_;
   std::uint64_t offset_;
 };
+
+/// What a caught exception says, whatever it is. `error` must not be null.
+[[nodiscard]] std::string message_of(const std::exception_ptr& error);
 
 }  // namespace rondo

@@ -15,6 +15,8 @@
 #include "support/abandon.hpp"
 #include "support/catch.hpp"
 
+namespace async_abandon_test {
+
 using namespace rondo;
 using namespace std::chrono_literals;
 using support::tracked;
@@ -242,3 +244,5 @@ TEST_CASE("abandoning a wait for a signal puts the disposition back", "[async][a
   REQUIRE(::sigaction(SIGUSR1, nullptr, &now) == 0);
   CHECK(now.sa_handler == SIG_DFL);
 }
+
+}  // namespace async_abandon_test

@@ -7,6 +7,8 @@
 #include "support/abandon.hpp"
 #include "support/catch.hpp"
 
+namespace async_barrier_test {
+
 using rondo::async_barrier;
 using rondo::task;
 
@@ -124,3 +126,5 @@ TEST_CASE("an aborted barrier throws from every wait, present and future", "[asy
 TEST_CASE("a barrier for nobody is refused", "[async][barrier]") {
   CHECK_THROWS_AS(async_barrier(0), std::invalid_argument);
 }
+
+}  // namespace async_barrier_test

@@ -6,6 +6,8 @@
 #include "support/abandon.hpp"
 #include "support/catch.hpp"
 
+namespace async_continuation_test {
+
 using rondo::continuation;
 using rondo::park;
 using rondo::task;
@@ -174,3 +176,5 @@ TEST_CASE("a million awaits that finish inline need no stack", "[async][task]") 
   support::run(w, body);
   CHECK(sum == 1'000'000);
 }
+
+}  // namespace async_continuation_test

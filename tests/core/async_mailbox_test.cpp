@@ -6,6 +6,8 @@
 #include "support/abandon.hpp"
 #include "support/catch.hpp"
 
+namespace async_mailbox_test {
+
 using rondo::mailbox;
 using rondo::task;
 
@@ -207,3 +209,5 @@ TEST_CASE("a coroutine that waits in a closed mailbox a million times needs no s
   support::run(w, body);
   CHECK(sum == 1'000'000);
 }
+
+}  // namespace async_mailbox_test

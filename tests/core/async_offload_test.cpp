@@ -10,6 +10,8 @@
 #include "support/abandon.hpp"
 #include "support/catch.hpp"
 
+namespace async_offload_test {
+
 using rondo::offload;
 using rondo::task;
 
@@ -159,3 +161,5 @@ TEST_CASE("work that the pool never started is destroyed with the pool", "[async
   }
   CHECK(support::tracked::live == 0);
 }
+
+}  // namespace async_offload_test

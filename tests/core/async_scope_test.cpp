@@ -14,6 +14,8 @@
 #include "support/abandon.hpp"
 #include "support/catch.hpp"
 
+namespace async_scope_test {
+
 using rondo::mailbox;
 using rondo::scope;
 using rondo::sleep_for;
@@ -364,3 +366,5 @@ TEST_CASE("a scope that was not joined ends the program and says why", "[async][
   CHECK(WEXITSTATUS(status) == 42);
   CHECK(said.find("without join()") != std::string::npos);
 }
+
+}  // namespace async_scope_test

@@ -8,6 +8,8 @@
 #include "support/abandon.hpp"
 #include "support/catch.hpp"
 
+namespace async_semaphore_test {
+
 using rondo::async_semaphore;
 using rondo::task;
 
@@ -108,3 +110,5 @@ TEST_CASE("a permit may outlive its semaphore", "[async][semaphore]") {
   permit.release();
   CHECK_FALSE(permit);
 }
+
+}  // namespace async_semaphore_test

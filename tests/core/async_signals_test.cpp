@@ -11,6 +11,8 @@
 #include "support/abandon.hpp"
 #include "support/catch.hpp"
 
+namespace async_signals_test {
+
 using rondo::ignored_signals;
 using rondo::signal_stream;
 using rondo::task;
@@ -164,3 +166,5 @@ TEST_CASE("ignored signals are errors instead of deaths, and what was before is 
   CHECK_THROWS_AS(ignored_signals({SIGPIPE, SIGKILL}), std::system_error);
   with_handler::require_untouched(SIGPIPE);
 }
+
+}  // namespace async_signals_test

@@ -6,6 +6,8 @@
 #include "support/abandon.hpp"
 #include "support/catch.hpp"
 
+namespace async_timer_test {
+
 using rondo::task;
 using std::chrono::steady_clock;
 using namespace std::chrono_literals;
@@ -77,3 +79,5 @@ TEST_CASE("completes_within throws what the work threw and passes cancellation o
   w.loop.run();
   CHECK_THROWS_AS(root.rethrow(), asio::system_error);
 }
+
+}  // namespace async_timer_test

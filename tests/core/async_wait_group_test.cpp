@@ -8,6 +8,8 @@
 #include "support/abandon.hpp"
 #include "support/catch.hpp"
 
+namespace async_wait_group_test {
+
 using rondo::scope;
 using rondo::task;
 using rondo::wait_group;
@@ -246,3 +248,5 @@ TEST_CASE("time of a wait that was cancelled is charged to nobody", "[async][wai
   w.loop.run();
   CHECK(member.leave() == 0.0);
 }
+
+}  // namespace async_wait_group_test

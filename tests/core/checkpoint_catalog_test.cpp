@@ -8,7 +8,11 @@
 #include "rondo/error.hpp"
 #include "support/catch.hpp"
 #include "support/checkpoint.hpp"
+#include "support/messages.hpp"
+#include "support/sharded_files.hpp"
 #include "support/temporary_directory.hpp"
+
+namespace checkpoint_catalog_test {
 
 using namespace rondo;
 using namespace rondo::checkpoint;
@@ -173,6 +177,47 @@ TEST_CASE("only the file that was read is removed", "[checkpoint][catalog]") {
 TEST_CASE("what is no directory cannot be listed", "[checkpoint][catalog]") {
   const folder here;
   here.put("file", snapshot_of(1));
-  CHECK(contains(message_of<io_error>([&] { catalog found(here.scratch / "missing"); }), "missing"));
-  CHECK(contains(message_of<io_error>([&] { catalog found(here.scratch / "file"); }), "file"));
+  CHECK(contains(refusal_of<io_error>([&] { catalog found(here.scratch / "missing"); }), "missing"));
+  CHECK(contains(refusal_of<io_error>([&] { catalog found(here.scratch / "file"); }), "file"));
 }
+
+TEST_CASE("complete sharded snapshots are among the others", "[checkpoint][catalog][sharded]") {
+  const folder here;
+  const auto put = [&](const std::string& name, std::int64_t iteration, bool mid_iteration = false) {
+    sharded_files files(2);
+    const auto content = noise(40);
+    files.write_all(here.scratch / name, {{"m", files.by_rows(10, 4, content, 2)}},
+                    {iteration, 0, mid_iteration, {}, 1, "mine"});
+  };
+  put("sharded", 8);
+  put("broken off", 9, true);
+  put("unfinished", 10);
+  std::filesystem::remove(here.scratch / "unfinished" / "complete");
+  std::filesystem::create_directory(here.scratch / "folder");
+  here.put("file", snapshot_of(7));
+  auto found = here.look();
+  CHECK(names_of(found.snapshots()) == names{"sharded", "file"});
+  CHECK(names_of(found.interrupted()) == names{"broken off"});
+  CHECK(found.rejected().empty());
+  std::uint64_t size = 0;
+  for (const auto* const name : {"0", "1", "complete"})
+    size += std::filesystem::file_size(here.scratch / "sharded" / name);
+  CHECK(found.snapshots()[0].size == size);
+  CHECK(!catalog::problem_of(found.snapshots()[0]));
+  CHECK(names_of(here.look([](auto name) { return name == "unfinished"; }).rejected()) == names{"unfinished"});
+
+  // One that has been written anew meanwhile stays.
+  const auto before = found.snapshots()[0];
+  std::filesystem::remove_all(before.path);
+  put("sharded", 11);
+  CHECK(!found.remove(before));
+  CHECK(std::filesystem::exists(before.path / "complete"));
+  found.refresh();
+  std::filesystem::remove(before.path / "1");
+  CHECK(contains(catalog::problem_of(found.snapshots()[0]).value_or(""), (before.path / "1").string()));
+  CHECK(found.remove(found.snapshots()[0]));
+  CHECK(!std::filesystem::exists(before.path));
+  CHECK(!found.remove(found.snapshots()[0]));
+}
+
+}  // namespace checkpoint_catalog_test

@@ -7,6 +7,9 @@
 #include "rondo/error.hpp"
 #include "support/catch.hpp"
 #include "support/checkpoint.hpp"
+#include "support/messages.hpp"
+
+namespace checkpoint_encoder_test {
 
 using namespace rondo;
 using namespace rondo::checkpoint;
@@ -15,7 +18,7 @@ using namespace rondo::testing;
 namespace {
 
 std::string refusal(const tree& state, std::vector<storage> storages, std::string_view root = "root") {
-  return message_of<rondo::error>([&] { encoder(state, storages, {}, root); });
+  return refusal_of<rondo::error>([&] { encoder(state, storages, {}, root); });
 }
 
 }  // namespace
@@ -136,3 +139,28 @@ TEST_CASE("trees and storages that do not belong together are refused", "[checkp
   CHECK(contains(refusal(two, {{"0", data}, {"", data}}), "storage key"));
   CHECK(contains(refusal(two, {{"0", data}}, "a/b"), "root"));
 }
+
+TEST_CASE("bytes that are only promised can come from a source", "[checkpoint][encoder]") {
+  const auto first = noise(1'000'003, 1);
+  const auto second = noise(5, 2);
+  const auto third = noise(0, 3);
+  const auto state = tree::dict{{"a", vector_of(scalar_type::uint8, "x", 1'000'003)},
+                                {"b", vector_of(scalar_type::uint8, "y", 5)},
+                                {"c", vector_of(scalar_type::uint8, "z", 0)}};
+  const encoder all(state, {{"x", first}, {"y", second}, {"z", third}}, {});
+  const encoder promised(state, {{"x", {}, first.size()}, {"y", second}, {"z", {}, 0}}, {});
+  byte_vector out;
+  std::uint64_t next = 0;
+  promised.write([&](std::span<const std::byte> bytes) { out.insert(out.end(), bytes.begin(), bytes.end()); },
+                 [&](std::size_t i, std::uint64_t offset, std::span<std::byte> to) {
+                   CHECK(i == 0);
+                   CHECK(offset == next);
+                   next += to.size();
+                   std::copy_n(first.begin() + static_cast<std::ptrdiff_t>(offset), to.size(), to.begin());
+                 });
+  CHECK(next == first.size());
+  CHECK(out == write_to_memory(all));
+  CHECK_THROWS_AS(write_to_memory(promised), std::logic_error);
+}
+
+}  // namespace checkpoint_encoder_test

@@ -7,6 +7,8 @@
 #include "support/catch.hpp"
 #include "support/checkpoint.hpp"
 
+namespace checkpoint_fuzz_test {
+
 using namespace rondo;
 using namespace rondo::checkpoint;
 using namespace rondo::testing;
@@ -122,3 +124,5 @@ TEST_CASE("mutated files never crash the reader", "[checkpoint][fuzz]") {
   }
   CHECK(accepted == 0);
 }
+
+}  // namespace checkpoint_fuzz_test

@@ -6,6 +6,9 @@
 #include "rondo/error.hpp"
 #include "support/catch.hpp"
 #include "support/checkpoint.hpp"
+#include "support/messages.hpp"
+
+namespace checkpoint_image_test {
 
 using namespace rondo;
 using namespace rondo::checkpoint;
@@ -150,7 +153,7 @@ TEST_CASE("spots outside the image are refused", "[checkpoint][image]") {
   const auto refusal = [&](auto change) {
     auto spots = file.checksum_spots();
     change(spots);
-    return message_of<format_error>([&] { sealed(image, spots); });
+    return refusal_of<format_error>([&] { sealed(image, spots); });
   };
   constexpr auto none = ~std::uint64_t{0};
   const auto size = static_cast<std::uint64_t>(image.size());
@@ -169,3 +172,5 @@ TEST_CASE("spots outside the image are refused", "[checkpoint][image]") {
 }
 
 TEST_CASE("an image of nothing needs no sink", "[checkpoint][image]") { CHECK(sealed({}, {}).sizes.empty()); }
+
+}  // namespace checkpoint_image_test

@@ -4,6 +4,9 @@
 #include "rondo/error.hpp"
 #include "support/catch.hpp"
 #include "support/checkpoint.hpp"
+#include "support/messages.hpp"
+
+namespace checkpoint_layout_test {
 
 using namespace rondo;
 using namespace rondo::checkpoint;
@@ -110,7 +113,7 @@ TEST_CASE("a plan of more than 65,534 records uses zip64", "[checkpoint][layout]
 
 TEST_CASE("names that no archive can hold are refused", "[checkpoint][layout]") {
   const auto refused = [](std::string_view root, std::vector<record_size> records) {
-    return !message_of<option_error>([&] { plan(root, records); }).empty();
+    return !refusal_of<option_error>([&] { plan(root, records); }).empty();
   };
   CHECK(refused("", {}));
   CHECK(refused("a/b", {}));
@@ -121,3 +124,5 @@ TEST_CASE("names that no archive can hold are refused", "[checkpoint][layout]") 
   CHECK(refused("a", {{"x", ~std::uint64_t{0}}}));
   CHECK_FALSE(refused("ü", {{"漢", 1}}));
 }
+
+}  // namespace checkpoint_layout_test

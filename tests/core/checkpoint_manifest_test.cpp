@@ -6,6 +6,9 @@
 #include "rondo/error.hpp"
 #include "support/catch.hpp"
 #include "support/checkpoint.hpp"
+#include "support/messages.hpp"
+
+namespace checkpoint_manifest_test {
 
 using namespace rondo;
 using namespace rondo::checkpoint;
@@ -24,7 +27,7 @@ manifest example() {
 }
 
 std::string refusal(const std::string& json) {
-  return message_of<format_error>([&] { (void)parse_manifest(json, "file"); });
+  return refusal_of<format_error>([&] { (void)parse_manifest(json, "file"); });
 }
 
 std::string replaced(std::string text, const std::string& from, const std::string& to) {
@@ -112,3 +115,5 @@ TEST_CASE("what is not a manifest is refused with a reason", "[checkpoint][manif
   CHECK(contains(refusal(replaced(json, "00000000", "000")), "hexadecimal"));
   CHECK(contains(refusal(replaced(json, "\"records\":[", "\"records\":[3,")), "'records'"));
 }
+
+}  // namespace checkpoint_manifest_test

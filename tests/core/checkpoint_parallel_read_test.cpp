@@ -9,6 +9,8 @@
 #include "support/catch.hpp"
 #include "support/checkpoint.hpp"
 
+namespace checkpoint_parallel_read_test {
+
 using namespace rondo::checkpoint;
 using namespace rondo::testing;
 
@@ -66,3 +68,5 @@ TEST_CASE("the first error ends the reading on all threads", "[checkpoint][paral
   CHECK_THROWS_AS(read_parts(parts, read, 3, read_checksums::compute), std::runtime_error);
   CHECK(calls < 200);  // of 400
 }
+
+}  // namespace checkpoint_parallel_read_test

@@ -9,6 +9,9 @@
 #include "rondo/error.hpp"
 #include "support/catch.hpp"
 #include "support/checkpoint.hpp"
+#include "support/messages.hpp"
+
+namespace checkpoint_pickle_test {
 
 using namespace rondo;
 using namespace rondo::checkpoint;
@@ -24,7 +27,7 @@ tree decode(const std::string& pickle, const pickle_limits& limits = {}) {
 }
 
 std::string refusal(const std::string& pickle, const pickle_limits& limits = {}) {
-  return message_of<format_error>([&] { (void)decode(pickle, limits); });
+  return refusal_of<format_error>([&] { (void)decode(pickle, limits); });
 }
 
 std::string le32(std::uint32_t number) {
@@ -281,3 +284,5 @@ TEST_CASE("limits hold against small pickles that ask for much", "[checkpoint][p
     CHECK(refusal("NNN\x87.", {.nodes = 4}).empty());
   }
 }
+
+}  // namespace checkpoint_pickle_test

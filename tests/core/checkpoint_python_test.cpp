@@ -8,8 +8,11 @@
 #include "rondo/checkpoint/verify.hpp"
 #include "support/catch.hpp"
 #include "support/checkpoint.hpp"
+#include "support/messages.hpp"
 #include "support/python.hpp"
 #include "support/temporary_directory.hpp"
+
+namespace checkpoint_python_test {
 
 using namespace rondo;
 using namespace rondo::checkpoint;
@@ -255,7 +258,7 @@ TEST_CASE("Rondo reads what Python writes", "[checkpoint][python]") {
   CHECK(adam.state().at("state").at(3).at("exp_avg").is<tensor_descriptor>());
   CHECK(problems(adam).empty());
 
-  CHECK(contains(message_of<format_error>([&] { (void)open("cycle"); }), "refers to itself"));
+  CHECK(contains(refusal_of<format_error>([&] { (void)open("cycle"); }), "refers to itself"));
   const auto big = [](const char* digits) {
     return tree(tree::dict{{"__global__", "builtins.int"}, {"args", tree::tuple{{digits, 16}}}});
   };
@@ -263,7 +266,9 @@ TEST_CASE("Rondo reads what Python writes", "[checkpoint][python]") {
   CHECK(integers.state() == tree(tree::list{big("10000000000000000"), big("8000000000000000"), big("ffffffffffffffff"),
                                             big("-8000000000000001"), big("-10000000000000000"),
                                             big("-100000000000000000000000000000001"), 1}));
-  CHECK(contains(message_of<format_error>([&] { (void)open("big key"); }), "neither text nor an integer"));
+  CHECK(contains(refusal_of<format_error>([&] { (void)open("big key"); }), "neither text nor an integer"));
   for (const char* name : {"legacy2", "legacy4"})
-    CHECK(contains(message_of<format_error>([&] { (void)open(name); }), "_use_new_zipfile_serialization=True"));
+    CHECK(contains(refusal_of<format_error>([&] { (void)open(name); }), "_use_new_zipfile_serialization=True"));
 }
+
+}  // namespace checkpoint_python_test

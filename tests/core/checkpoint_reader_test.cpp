@@ -18,7 +18,10 @@
 #include "rondo/error.hpp"
 #include "support/catch.hpp"
 #include "support/checkpoint.hpp"
+#include "support/messages.hpp"
 #include "support/temporary_directory.hpp"
+
+namespace checkpoint_reader_test {
 
 using namespace rondo;
 using namespace rondo::checkpoint;
@@ -121,7 +124,7 @@ foreign_zip foreign_example() {
 }
 
 std::string refusal(const byte_vector& bytes) {
-  return message_of<format_error>([&] { (void)reader::from_span(bytes, "evil"); });
+  return refusal_of<format_error>([&] { (void)reader::from_span(bytes, "evil"); });
 }
 std::string refusal(const foreign_zip& file) { return refusal(file.write()); }
 
@@ -164,7 +167,7 @@ TEST_CASE("storages are only given out whole and in bounds", "[checkpoint][reade
   tensor.sizes = {3};
   CHECK(back.storage(tensor).size() == 12);
   const auto refused = [&](const tensor_descriptor& t) {
-    return message_of<format_error>([&] { (void)back.storage(t); });
+    return refusal_of<format_error>([&] { (void)back.storage(t); });
   };
   CHECK(contains(refused(vector_of(scalar_type::float32, "0", 5)), "16 bytes, but its tensors need 20"));
   CHECK(contains(refused(vector_of(scalar_type::float64, "0", 4)), "need 32"));
@@ -277,21 +280,23 @@ TEST_CASE("files are opened from disk", "[checkpoint][reader]") {
   }
   SECTION("one that is not there") {
     const auto missing = scratch.path() / "missing";
-    CHECK(contains(message_of<io_error>([&] { (void)reader::open(missing); }), missing.string()));
+    CHECK(contains(refusal_of<io_error>([&] { (void)reader::open(missing); }), missing.string()));
   }
   SECTION("a symbolic link") {
     std::filesystem::create_symlink(path, scratch.path() / "link");
     CHECK(
-        contains(message_of<io_error>([&] { (void)reader::open(scratch.path() / "link"); }), "links are not followed"));
+        contains(refusal_of<io_error>([&] { (void)reader::open(scratch.path() / "link"); }), "links are not followed"));
   }
   SECTION("things that are not files") {
-    CHECK(contains(message_of<format_error>([&] { (void)reader::open(scratch.path()); }), "not a regular file"));
+    CHECK(contains(refusal_of<format_error>([&] { (void)reader::open(scratch.path()); }), "not a regular file"));
     const auto fifo = scratch.path() / "fifo";
     REQUIRE(::mkfifo(fifo.c_str(), 0600) == 0);
-    CHECK(contains(message_of<format_error>([&] { (void)reader::open(fifo); }), "not a regular file"));
+    CHECK(contains(refusal_of<format_error>([&] { (void)reader::open(fifo); }), "not a regular file"));
   }
   SECTION("an empty file") {
     write_to_file(path.string(), {});
-    CHECK(contains(message_of<format_error>([&] { (void)reader::open(path); }), "empty"));
+    CHECK(contains(refusal_of<format_error>([&] { (void)reader::open(path); }), "empty"));
   }
 }
+
+}  // namespace checkpoint_reader_test

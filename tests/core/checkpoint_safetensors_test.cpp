@@ -16,8 +16,11 @@
 #include "rondo/error.hpp"
 #include "support/catch.hpp"
 #include "support/checkpoint.hpp"
+#include "support/messages.hpp"
 #include "support/python.hpp"
 #include "support/temporary_directory.hpp"
+
+namespace checkpoint_safetensors_test {
 
 using namespace rondo;
 using namespace rondo::checkpoint;
@@ -37,7 +40,7 @@ safetensors_file parse(const byte_vector& file) { return safetensors_file::from_
 
 // What is wrong with a file of this header and so many bytes of data.
 std::string refusal(std::string_view header, std::size_t data_size = 0) {
-  return message_of<format_error>([&] { (void)parse(file_of(header, data_size)); });
+  return refusal_of<format_error>([&] { (void)parse(file_of(header, data_size)); });
 }
 
 byte_vector write(const safetensors_encoder& file) {
@@ -188,7 +191,7 @@ TEST_CASE("hostile headers are refused", "[checkpoint][safetensors]") {
       byte_vector file;
       append_little_endian(file, length);
       file.resize(size, std::byte{' '});
-      return message_of<format_error>([&] { (void)parse(file); });
+      return refusal_of<format_error>([&] { (void)parse(file); });
     };
     CHECK(contains(of_length(std::uint64_t{1} << 63, 100), "is impossible"));
     CHECK(contains(of_length(~std::uint64_t{0}, 100), "is impossible"));
@@ -197,8 +200,8 @@ TEST_CASE("hostile headers are refused", "[checkpoint][safetensors]") {
     CHECK(contains(of_length(93, 100), "truncated"));
     CHECK(contains(of_length(92, 100), "not a JSON object"));
     CHECK(contains(of_length(0, 8), "not a JSON object"));
-    CHECK(contains(message_of<format_error>([] { (void)parse(byte_vector(7)); }), "too short"));
-    CHECK(contains(message_of<format_error>([] { (void)parse({}); }), "too short"));
+    CHECK(contains(refusal_of<format_error>([] { (void)parse(byte_vector(7)); }), "too short"));
+    CHECK(contains(refusal_of<format_error>([] { (void)parse({}); }), "too short"));
   }
   SECTION("what is not JSON, or not the right JSON") {
     for (const char* header : {"",
@@ -493,7 +496,7 @@ TEST_CASE("what the format cannot hold is refused with its path", "[checkpoint][
   CHECK(key_of(tree::dict{{"a", t}}, std::span(data).first(95)) == "a");
   auto absent = t;
   absent.storage_key = "1";
-  CHECK(contains(message_of<state_error>([&] {
+  CHECK(contains(refusal_of<state_error>([&] {
                    safetensors_encoder(tree::dict{{"a", absent}}, {{"0", data}});
                  }),
                  "'1' is not among those given"));
@@ -672,3 +675,5 @@ else:
   INFO(result.output);
   CHECK(result.status == 0);
 }
+
+}  // namespace checkpoint_safetensors_test

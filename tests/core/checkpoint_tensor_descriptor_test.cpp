@@ -5,6 +5,8 @@
 #include "support/catch.hpp"
 #include "support/checkpoint.hpp"
 
+namespace checkpoint_tensor_descriptor_test {
+
 using namespace rondo::checkpoint;
 using namespace rondo::testing;
 
@@ -48,3 +50,5 @@ TEST_CASE("impossible tensors are found", "[checkpoint][tensor_descriptor]") {
   CHECK(with(6, 0, {huge, huge}, {0, 0}));
   CHECK(with(6, 0, {huge, huge, 0}, {0, 0, 0}));
 }
+
+}  // namespace checkpoint_tensor_descriptor_test

@@ -11,7 +11,10 @@
 #include "rondo/error.hpp"
 #include "support/catch.hpp"
 #include "support/checkpoint.hpp"
+#include "support/messages.hpp"
 #include "support/temporary_directory.hpp"
+
+namespace checkpoint_verify_test {
 
 using namespace rondo;
 using namespace rondo::checkpoint;
@@ -184,13 +187,15 @@ TEST_CASE("problems name each damaged record once", "[checkpoint][verify]") {
   REQUIRE(found.size() == 2);
   CHECK(contains(found[0], "'snap/data/0' is damaged"));
   CHECK(contains(found[1], "'snap/version' is damaged"));
-  CHECK(contains(message_of<format_error>([&] { verify(damaged); }), "'snap/data/0' is damaged"));
+  CHECK(contains(refusal_of<format_error>([&] { verify(damaged); }), "'snap/data/0' is damaged"));
 }
 
 TEST_CASE("a damaged pickle or manifest is found on opening", "[checkpoint][verify]") {
   for (const std::size_t index : {std::size_t{0}, std::size_t{4}}) {
     auto bytes = small_file();
     bytes[layout_of(reader::from_span(bytes, "sound")).records()[index].data_offset + 10] ^= std::byte{1};
-    CHECK(contains(message_of<format_error>([&] { (void)reader::from_span(bytes, "damaged"); }), "wrong checksum"));
+    CHECK(contains(refusal_of<format_error>([&] { (void)reader::from_span(bytes, "damaged"); }), "wrong checksum"));
   }
 }
+
+}  // namespace checkpoint_verify_test

@@ -12,6 +12,8 @@
 #include "support/abandon.hpp"
 #include "support/catch.hpp"
 
+namespace compiler_canary_test {
+
 using rondo::task;
 using support::tracked;
 
@@ -153,3 +155,5 @@ TEST_CASE("an if with else in place of a ternary awaits one of two", "[canary]")
   support::run(w, body);
   CHECK(chosen == std::string(100, 'x'));
 }
+
+}  // namespace compiler_canary_test

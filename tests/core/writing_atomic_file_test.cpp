@@ -9,6 +9,8 @@
 #include "support/temporary_directory.hpp"
 #include "support/writing.hpp"
 
+namespace writing_atomic_file_test {
+
 using namespace rondo;
 using namespace rondo::testing;
 using writing::file_kind;
@@ -250,3 +252,5 @@ TEST_CASE("only temporaries of dead processes are removed", "[writing][atomic][s
   CHECK_THAT(names_in(scratch.path()), Catch::Matchers::UnorderedEquals(kept));
   CHECK(writing::remove_stale_temporaries(files, scratch.path()).empty());
 }
+
+}  // namespace writing_atomic_file_test

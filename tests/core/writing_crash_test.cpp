@@ -8,6 +8,8 @@
 #include "rondo/writing/memory_file_system.hpp"
 #include "support/writing.hpp"
 
+namespace writing_crash_test {
+
 using namespace rondo;
 using namespace rondo::testing;
 using writing::memory_file_system;
@@ -159,3 +161,5 @@ TEST_CASE("a crash during recovery from a crash is harmless", "[writing][crash]"
   save(files, "/target", content_of(2));
   CHECK(second_crashes > 400);
 }
+
+}  // namespace writing_crash_test

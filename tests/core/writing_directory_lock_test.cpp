@@ -9,6 +9,8 @@
 #include "support/temporary_directory.hpp"
 #include "support/writing.hpp"
 
+namespace writing_directory_lock_test {
+
 using namespace rondo;
 using namespace rondo::testing;
 using writing::directory_lock;
@@ -145,3 +147,5 @@ TEST_CASE("only a regular lock file is taken", "[writing][lock]") {
           std::errc::no_such_file_or_directory);
   }
 }
+
+}  // namespace writing_directory_lock_test

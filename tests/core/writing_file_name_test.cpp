@@ -5,6 +5,9 @@
 
 #include "rondo/error.hpp"
 #include "support/catch.hpp"
+#include "support/messages.hpp"
+
+namespace writing_file_name_test {
 
 using rondo::option_error;
 using rondo::writing::file_name_template;
@@ -172,3 +175,5 @@ TEST_CASE("a template knows its fields", "[writing][file_name]") {
   CHECK_FALSE(pattern.has_field("epoch_detail"));
   CHECK(pattern.text() == "{epoch}_{iteration:08}");
 }
+
+}  // namespace writing_file_name_test

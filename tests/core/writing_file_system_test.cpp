@@ -16,6 +16,8 @@
 #include "support/temporary_directory.hpp"
 #include "support/writing.hpp"
 
+namespace writing_file_system_test {
+
 using namespace rondo;
 using namespace rondo::testing;
 using writing::file_kind;
@@ -375,3 +377,5 @@ TEST_CASE("the last chunk's failure is an error of sync and of close", "[writing
   }));
   CHECK(result == 0);
 }
+
+}  // namespace writing_file_system_test

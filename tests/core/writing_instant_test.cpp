@@ -16,6 +16,8 @@
 #include "support/catch.hpp"
 #include "support/counting_arrays.hpp"
 
+namespace writing_instant_test {
+
 using namespace rondo;
 using namespace rondo::testing;
 using support::turn;
@@ -200,3 +202,5 @@ TEST_CASE("no writer with a thread tears a snapshot", "[writing][instant]") {
               << " updates waited, " << time.count() << " s");
   }
 }
+
+}  // namespace writing_instant_test

@@ -10,6 +10,8 @@
 #include "support/temporary_directory.hpp"
 #include "support/writing.hpp"
 
+namespace writing_kill_test {
+
 using namespace rondo;
 using namespace rondo::testing;
 
@@ -156,3 +158,5 @@ TEST_CASE("killed at random moments", "[writing][kill]") {
   CHECK(last > 0);
   CHECK(stale > 0);
 }
+
+}  // namespace writing_kill_test

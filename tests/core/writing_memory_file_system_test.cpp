@@ -5,6 +5,8 @@
 
 #include "support/writing.hpp"
 
+namespace writing_memory_file_system_test {
+
 using namespace rondo;
 using namespace rondo::testing;
 using writing::file_kind;
@@ -107,3 +109,5 @@ TEST_CASE("too many crash states are sampled, with both extremes", "[writing][me
   CHECK(*sizes.begin() == 0);
   CHECK(*sizes.rbegin() == 20);
 }
+
+}  // namespace writing_memory_file_system_test

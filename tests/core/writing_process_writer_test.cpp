@@ -26,6 +26,8 @@
 #include "support/temporary_directory.hpp"
 #include "support/writing.hpp"
 
+namespace writing_process_writer_test {
+
 using namespace rondo;
 using namespace rondo::testing;
 namespace fs = std::filesystem;
@@ -962,3 +964,5 @@ TEST_CASE("messages between trainer and helper", "[writing][process_writer]") {
     CHECK_FALSE(helper::unpack_reply(std::span(good).first(size)).has_value());
   }
 }
+
+}  // namespace writing_process_writer_test

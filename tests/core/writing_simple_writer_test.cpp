@@ -10,6 +10,8 @@
 #include "support/temporary_directory.hpp"
 #include "support/writing.hpp"
 
+namespace writing_simple_writer_test {
+
 using namespace rondo;
 using namespace rondo::testing;
 
@@ -71,3 +73,5 @@ TEST_CASE("the simple writer can be closed twice and used again", "[writing][sim
   run(writer->close());
   CHECK(files->read("/file") == content);
 }
+
+}  // namespace writing_simple_writer_test

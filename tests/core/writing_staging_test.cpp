@@ -21,6 +21,8 @@
 #include "support/abandon.hpp"
 #include "support/writing.hpp"
 
+namespace writing_staging_test {
+
 using namespace rondo;
 using namespace rondo::testing;
 using support::tracked;
@@ -415,3 +417,5 @@ TEST_CASE("the copier fills the memory while the event loop goes on", "[writing]
     CHECK(std::equal(content.begin(), content.end(), mine->memory().begin()));
   });
 }
+
+}  // namespace writing_staging_test

@@ -24,6 +24,8 @@
 #include "support/temporary_directory.hpp"
 #include "support/writing.hpp"
 
+namespace writing_thread_writer_test {
+
 using namespace rondo;
 using namespace rondo::testing;
 using namespace std::chrono_literals;
@@ -452,3 +454,5 @@ TEST_CASE("a write that is cancelled in the queue is withdrawn", "[writing][thre
   CHECK(files->read("/first") == content);
   CHECK_FALSE(files->read("/second").has_value());
 }
+
+}  // namespace writing_thread_writer_test

@@ -21,6 +21,8 @@
 #include "support/counting_loop.hpp"
 #include "support/temporary_directory.hpp"
 
+namespace checkpoint_damage_test {
+
 using namespace rondo;
 using namespace rondo::literals;
 using rondo::testing::captured_stderr;
@@ -148,3 +150,5 @@ TEST_CASE("autoload passes over a damaged snapshot, wherever the damage is", "[c
   put(newest, sound);
   REQUIRE(resumed_iteration(dir.path()) == 2);
 }
+
+}  // namespace checkpoint_damage_test

@@ -18,6 +18,8 @@
 #include "support/python.hpp"
 #include "support/temporary_directory.hpp"
 
+namespace checkpoint_loading_test {
+
 namespace {
 
 using namespace rondo;
@@ -257,3 +259,5 @@ torch.save(model.state_dict(), sys.argv[1])
   CHECK_THROWS_AS(checkpoint::materialize_verified(damaged), format_error);
   CHECK_THROWS_AS(load_into(damaged, {{"0.weight", weight}}), format_error);
 }
+
+}  // namespace checkpoint_loading_test

@@ -18,6 +18,8 @@
 #include "support/catch.hpp"
 #include "support/training.hpp"
 
+namespace checkpoint_planner_test {
+
 namespace {
 
 using namespace rondo;
@@ -446,3 +448,5 @@ TEST_CASE("a plan after any history is the same as a fresh one", "[checkpoint][p
   CHECK(reused > 300);
   CHECK(anew > 300);
 }
+
+}  // namespace checkpoint_planner_test

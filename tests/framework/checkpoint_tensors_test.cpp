@@ -20,6 +20,8 @@
 #include "support/temporary_directory.hpp"
 #include "support/training.hpp"
 
+namespace checkpoint_tensors_test {
+
 namespace {
 
 using namespace rondo;
@@ -394,3 +396,5 @@ for i in range(int(sys.argv[2])):
 }
 
 }  // namespace
+
+}  // namespace checkpoint_tensors_test

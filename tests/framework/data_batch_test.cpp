@@ -20,6 +20,8 @@
 #include "rondo/error.hpp"
 #include "support/catch.hpp"
 
+namespace data_batch_test {
+
 using namespace rondo;
 
 namespace {
@@ -214,3 +216,5 @@ TEST_CASE("batches go on into range-v3 and can be transformed", "[data][batch]")
   auto means = numbers(6) | data::batch(4) | data::transform([](const data::example& b) { return b.data.size(0); });
   REQUIRE((means | ranges::to<std::vector>()) == std::vector<std::int64_t>{4, 2});
 }
+
+}  // namespace data_batch_test

@@ -27,6 +27,8 @@
 #include "support/python.hpp"
 #include "support/temporary_directory.hpp"
 
+namespace data_csv_test {
+
 using namespace rondo;
 using namespace rondo::testing;
 using test::write_gzip;
@@ -437,3 +439,5 @@ TEST_CASE("any bytes at all end in rows, numbers or a typed error", "[data][csv]
   }
   SUCCEED("nothing else was thrown");
 }
+
+}  // namespace data_csv_test

@@ -19,6 +19,8 @@
 #include "support/messages.hpp"
 #include "support/python.hpp"
 
+namespace data_distributed_test {
+
 using namespace rondo;
 using namespace rondo::testing;
 
@@ -123,3 +125,5 @@ TEST_CASE("the state of one rank is for all ranks", "[data][distributed]") {
     REQUIRE(*other.begin() == *pipeline(1, 2, 7).begin());
   }
 }
+
+}  // namespace data_distributed_test

@@ -6,6 +6,8 @@
 
 #include "support/catch.hpp"
 
+namespace data_example_test {
+
 using namespace rondo;
 
 namespace sentences {
@@ -84,3 +86,5 @@ TEST_CASE("a type with functions of its own is moved and counted by them", "[dat
   REQUIRE(data::item_count(batch) == 12);
   REQUIRE(data::to_device(std::vector{batch, batch}, elsewhere).at(1).device == "meta");
 }
+
+}  // namespace data_example_test

@@ -8,6 +8,8 @@
 #include "support/catch.hpp"
 #include "support/idx_files.hpp"
 
+namespace data_idx_test {
+
 using namespace rondo;
 using namespace rondo::test;
 
@@ -199,3 +201,5 @@ TEST_CASE("what cannot be opened or read is an io_error with its path", "[data][
     }
   }
 }
+
+}  // namespace data_idx_test

@@ -22,6 +22,8 @@
 #include "support/python.hpp"
 #include "support/temporary_directory.hpp"
 
+namespace data_image_folder_test {
+
 using namespace rondo;
 using namespace rondo::test;
 using rondo::testing::contains;
@@ -250,3 +252,5 @@ TEST_CASE("folders without the right content are refused", "[data][image_folder]
     REQUIRE(data::image_folder(tree.root()).size() == 1);
   }
 }
+
+}  // namespace data_image_folder_test

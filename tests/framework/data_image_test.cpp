@@ -17,6 +17,8 @@
 #include "support/python.hpp"
 #include "support/temporary_directory.hpp"
 
+namespace data_image_test {
+
 using namespace rondo;
 using namespace rondo::test;
 using rondo::testing::contains;
@@ -316,3 +318,5 @@ TEST_CASE("image options that make no sense are refused", "[data][image]") {
   REQUIRE(contains(refusal({.max_pixels = 0}), "max_pixels"));
   REQUIRE(contains(refusal({.max_pixels = std::numeric_limits<std::int64_t>::max()}), "max_pixels"));
 }
+
+}  // namespace data_image_test

@@ -12,6 +12,8 @@
 #include "support/catch.hpp"
 #include "support/idx_files.hpp"
 
+namespace data_mnist_test {
+
 using namespace rondo;
 using namespace rondo::test;
 
@@ -183,3 +185,5 @@ TEST_CASE("options that make no sense are refused by name", "[data][mnist]") {
   REQUIRE(contains(problem_of(folder.path(), data::split::train, {.mean = 0, .std = 0}), "option 'std' = 0"));
   REQUIRE(contains(problem_of(folder.path(), data::split::train, {.mean = 0, .std = -1}), "option 'std' = -1"));
 }
+
+}  // namespace data_mnist_test

@@ -41,6 +41,8 @@
 #include "support/gate.hpp"
 #include "support/messages.hpp"
 
+namespace data_prefetch_test {
+
 using namespace rondo;
 using rondo::testing::contains;
 using rondo::testing::gate;
@@ -1048,3 +1050,5 @@ TEST_CASE("memory is pinned for a CUDA device, or when asked for", "[data][prefe
     CHECK_THROWS_AS(*it, data::sample_error);
   }
 }
+
+}  // namespace data_prefetch_test

@@ -7,6 +7,8 @@
 
 #include "support/catch.hpp"
 
+namespace data_random_test {
+
 using namespace rondo::data;
 
 TEST_CASE("random numbers are SplitMix64's published ones", "[data][random]") {
@@ -76,3 +78,5 @@ TEST_CASE("a random sequence drives the standard distributions", "[data][random]
   REQUIRE(drawn >= 3);
   REQUIRE(drawn <= 5);
 }
+
+}  // namespace data_random_test

@@ -24,6 +24,8 @@
 #include "support/messages.hpp"
 #include "support/pipelines.hpp"
 
+namespace data_sample_error_test {
+
 using namespace rondo;
 using rondo::testing::contains;
 using rondo::testing::message_of;
@@ -169,3 +171,5 @@ TEST_CASE("a stream that threw has no current element", "[data][sample_error]") 
   REQUIRE_THROWS_AS(++it, data::sample_error);
   REQUIRE(it == view.end());
 }
+
+}  // namespace data_sample_error_test

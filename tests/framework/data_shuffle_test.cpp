@@ -16,6 +16,8 @@
 #include "rondo/error.hpp"
 #include "support/catch.hpp"
 
+namespace data_shuffle_test {
+
 using namespace rondo;
 
 namespace {
@@ -156,3 +158,5 @@ TEST_CASE("a range that changes its size within an epoch is refused, and shuffle
   data::set_epoch(view, 0);
   REQUIRE(sorted(read(view)) == numbers);
 }
+
+}  // namespace data_shuffle_test

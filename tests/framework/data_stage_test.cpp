@@ -19,6 +19,8 @@
 #include "support/catch.hpp"
 #include "support/pipelines.hpp"
 
+namespace data_stage_test {
+
 using namespace rondo;
 
 namespace {
@@ -242,3 +244,5 @@ TEST_CASE("a copy of a stream that is being read begins anew", "[data][stage]") 
   copy = view;
   REQUIRE(read(copy) == std::vector{1, 2, 3});
 }
+
+}  // namespace data_stage_test

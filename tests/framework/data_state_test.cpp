@@ -22,6 +22,8 @@
 #include "support/messages.hpp"
 #include "support/pipelines.hpp"
 
+namespace data_state_test {
+
 using namespace rondo;
 using rondo::testing::captured_stderr;
 using rondo::testing::contains;
@@ -303,3 +305,5 @@ TEST_CASE("the settings of a view that is being read are told without disturbing
   REQUIRE(state::equal(data::state_dict(view), stage("transform", {}, source)));
   REQUIRE(*it == 1);
 }
+
+}  // namespace data_state_test

@@ -13,6 +13,8 @@
 #include "rondo/error.hpp"
 #include "support/catch.hpp"
 
+namespace data_take_test {
+
 using namespace rondo;
 
 namespace {
@@ -81,3 +83,5 @@ TEST_CASE("take passes the epoch down", "[data][take]") {
 }
 
 TEST_CASE("a negative number to take is refused", "[data][take]") { REQUIRE_THROWS_AS(data::take(-1), option_error); }
+
+}  // namespace data_take_test

@@ -11,6 +11,8 @@
 #include "rondo/error.hpp"
 #include "support/catch.hpp"
 
+namespace data_tensor_dataset_test {
+
 using namespace rondo;
 
 static_assert(ranges::random_access_range<const data::tensor_dataset>);
@@ -87,3 +89,5 @@ TEST_CASE("a copy of a data set shares its tensors", "[data][tensor_dataset]") {
   const auto copy = set;
   REQUIRE(copy.tensors().data.is_same(set.tensors().data));
 }
+
+}  // namespace data_tensor_dataset_test

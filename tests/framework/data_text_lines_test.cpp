@@ -23,6 +23,8 @@
 #include "support/messages.hpp"
 #include "support/temporary_directory.hpp"
 
+namespace data_text_lines_test {
+
 using namespace rondo;
 using namespace rondo::testing;
 using test::write_gzip;
@@ -366,3 +368,5 @@ TEST_CASE("a compressed text file is refused where lines are reached at random",
   write_gzip(folder / "packed", "a\nb\n");
   REQUIRE(contains(message_of<format_error>([&] { data::text_file lines(folder / "packed"); }), "data::text_lines"));
 }
+
+}  // namespace data_text_lines_test

@@ -14,6 +14,8 @@
 #include "rondo/data/take.hpp"
 #include "support/catch.hpp"
 
+namespace data_transform_test {
+
 using namespace rondo;
 
 namespace {
@@ -164,3 +166,5 @@ TEST_CASE("LibTorch's random functions take their numbers from the element's", "
     REQUIRE_FALSE(at::rand({4}, second).equal(elements.at(2)));
   }
 }
+
+}  // namespace data_transform_test

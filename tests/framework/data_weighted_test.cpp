@@ -21,6 +21,8 @@
 #include "support/catch.hpp"
 #include "support/messages.hpp"
 
+namespace data_weighted_test {
+
 using namespace rondo;
 using namespace rondo::testing;
 
@@ -209,3 +211,5 @@ TEST_CASE("the state of a weighted range is its seed", "[data][weighted]") {
     REQUIRE(second.exhausted());
   }
 }
+
+}  // namespace data_weighted_test

@@ -9,6 +9,8 @@
 #include "support/catch.hpp"
 #include "support/run_task.hpp"
 
+namespace event_bus_test {
+
 using rondo::acknowledgement;
 using rondo::bus;
 using rondo::gate;
@@ -308,3 +310,5 @@ TEST_CASE("any type is an event, also one that cannot be copied", "[event][bus]"
   });
   REQUIRE(seen == "n3");
 }
+
+}  // namespace event_bus_test

@@ -11,6 +11,8 @@
 #include "rondo/report/observations.hpp"
 #include "support/catch.hpp"
 
+namespace event_trigger_test {
+
 using namespace rondo;
 using namespace rondo::literals;
 
@@ -276,3 +278,5 @@ TEST_CASE("early stopping knows the direction, ignores small gains and counts Na
   REQUIRE(stop_at({.monitor = "score", .patience = 1, .direction = better::higher}, {1, 2, 1}) == 3);
   REQUIRE(stop_at({.monitor = "loss", .patience = 9, .limit = rondo::at({2_iterations})}, {3, 2, 1}) == 2);
 }
+
+}  // namespace event_trigger_test

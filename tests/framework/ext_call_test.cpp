@@ -6,6 +6,8 @@
 #include "support/bare_loop.hpp"
 #include "support/catch.hpp"
 
+namespace ext_call_test {
+
 using namespace rondo;
 using namespace rondo::literals;
 using namespace rondo::testing;
@@ -72,3 +74,5 @@ TEST_CASE("call: the memory of the trigger comes back with the state", "[extensi
 
 static_assert(!extensions::callback<decltype([](int) {})>);
 static_assert(!extensions::callback<decltype([](context&) { return 1; })>);
+
+}  // namespace ext_call_test

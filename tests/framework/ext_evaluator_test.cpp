@@ -21,6 +21,8 @@
 #include "support/bare_loop.hpp"
 #include "support/catch.hpp"
 
+namespace ext_evaluator_test {
+
 using namespace rondo;
 using namespace rondo::literals;
 using namespace rondo::testing;
@@ -341,3 +343,5 @@ TEST_CASE("evaluator: misuse is an error that says what to do", "[extensions][ev
 static_assert(metrics::metric<metrics::accuracy> && metrics::metric<metrics::loss> && metrics::metric<column_sums>);
 static_assert(!metrics::metric<int> && !metrics::metric<metric_base>);
 static_assert(!extensions::evaluation_step<decltype([](context&, int&) -> task<> { co_return; }), int>);
+
+}  // namespace ext_evaluator_test

@@ -16,6 +16,8 @@
 #include "support/catch.hpp"
 #include "support/temporary_directory.hpp"
 
+namespace ext_log_report_test {
+
 using namespace rondo;
 using namespace rondo::literals;
 using namespace rondo::testing;
@@ -102,6 +104,25 @@ TEST_CASE("log_report sees what is reported at the end of an epoch", "[extension
                      }).at_priority(priority::editor);
   l.run();
   CHECK(lines(dir / "log").at(0)["late"] == 4.0);
+}
+
+TEST_CASE("log_report: append keeps the lines of an earlier training, but for a torn one", "[extensions][log_report]") {
+  temporary_directory dir;
+  const auto run = [&](bool append) {
+    auto l = bare_loop(2, [](context& ctx, int i) { ctx.report("loss", i); }, {.max_epochs = 2, .out = dir.path()});
+    l | log_report({.append = append});
+    l.run();
+  };
+  write(dir / "log", "{\"epoch\":7}\n{\"epo");
+  run(true);
+  auto all = lines(dir / "log");
+  REQUIRE(all.size() == 3);
+  CHECK(all[0].at("epoch") == 7);
+  CHECK(all[1].at("epoch") == 1);
+  run(true);
+  CHECK(lines(dir / "log").size() == 5);
+  run(false);
+  CHECK(lines(dir / "log").size() == 2);
 }
 
 TEST_CASE("log_report: chosen keys, another trigger, file and entry", "[extensions][log_report]") {
@@ -318,3 +339,5 @@ TEST_CASE("log_report: a state that does not fit is refused", "[extensions][log_
   }
   CHECK(content(dir / "log") == log);
 }
+
+}  // namespace ext_log_report_test

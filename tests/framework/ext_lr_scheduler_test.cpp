@@ -26,6 +26,8 @@
 #include "support/messages.hpp"
 #include "support/temporary_directory.hpp"
 
+namespace ext_lr_scheduler_test {
+
 using namespace rondo;
 using namespace rondo::literals;
 using namespace rondo::testing;
@@ -350,3 +352,5 @@ TEST_CASE("somebody else who changes the learning rate is told about, once", "[e
   CHECK(contains(text, "somebody else"));
   CHECK(text.find("somebody else") == text.rfind("somebody else"));
 }
+
+}  // namespace ext_lr_scheduler_test

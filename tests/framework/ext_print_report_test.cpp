@@ -12,6 +12,8 @@
 #include "support/catch.hpp"
 #include "support/temporary_directory.hpp"
 
+namespace ext_print_report_test {
+
 using namespace rondo;
 using namespace rondo::literals;
 using namespace rondo::testing;
@@ -192,3 +194,5 @@ TEST_CASE("a resumed run that prints nothing more is not warned about", "[extens
 TEST_CASE("print_report refuses to print nowhere", "[extensions][print_report]") {
   CHECK_THROWS_AS(print_report({}, {.out = nullptr}), option_error);
 }
+
+}  // namespace ext_print_report_test

@@ -13,6 +13,8 @@
 #include "support/catch.hpp"
 #include "support/temporary_directory.hpp"
 
+namespace ext_progress_bar_test {
+
 using namespace rondo;
 using namespace rondo::literals;
 using namespace rondo::testing;
@@ -160,3 +162,5 @@ TEST_CASE("progress_bar refuses options that make no sense", "[extensions][progr
   CHECK(option_of({.plain_interval = std::chrono::duration<double>(std::numeric_limits<double>::infinity())}) ==
         "plain_interval");
 }
+
+}  // namespace ext_progress_bar_test

@@ -18,6 +18,8 @@
 #include "support/python.hpp"
 #include "support/temporary_directory.hpp"
 
+namespace ext_schedules_test {
+
 using namespace rondo;
 using namespace rondo::literals;
 using namespace rondo::testing;
@@ -29,6 +31,7 @@ namespace {
 constexpr double first_base = 0.1;
 constexpr double second_base = 0.03;
 constexpr std::int64_t steps = 60;
+constexpr std::int64_t many_steps = 1000;
 
 /// A schedule, and the expression that makes Python's for the optimizer `o`.
 struct schedule_case {
@@ -69,24 +72,49 @@ std::vector<schedule_case> cases(Unit n) {
   };
 }
 
+/// The same kinds over many steps.
+template <class Unit>
+std::vector<schedule_case> long_cases(Unit n) {
+  using namespace schedules;
+  return {
+      {"ConstantLR(o, factor=0.25, total_iters=400)", constant(0.25, n(400))},
+      {"StepLR(o, 30, gamma=0.8)", step(n(30), 0.8)},
+      {"MultiStepLR(o, [100, 250, 900], gamma=0.5)", multi_step({n(100), n(250), n(900)}, 0.5)},
+      {"ExponentialLR(o, 0.999)", exponential(0.999, n(1))},
+      {"LinearLR(o, 0.2, 0.75, 800)", linear(0.2, 0.75, n(800))},
+      {"PolynomialLR(o, 999, power=1.5)", polynomial(n(999), 1.5)},
+      {"CosineAnnealingLR(o, 999, eta_min=0.002)", cosine(n(999), 0.002)},
+      {"CosineAnnealingWarmRestarts(o, 100, eta_min=0.001)", cosine_restarts(n(100), 1, 0.001)},
+      {"CosineAnnealingWarmRestarts(o, 30, T_mult=2)", cosine_restarts(n(30), 2)},
+      {"OneCycleLR(o, max_lr=[0.1, 0.03], total_steps=1000, cycle_momentum=False)", one_cycle(n(1000))},
+      {"SequentialLR(o, [LinearLR(o, 0.001, 1.0, 100), CosineAnnealingLR(o, 900)], [100])",
+       warm_up(n(100), cosine(n(900)))},
+      {"SequentialLR(o, [ConstantLR(o, 0.5, 1000), StepLR(o, 40), ExponentialLR(o, 0.99)], [30, 170])",
+       sequential({constant(0.5), step(n(40)), exponential(0.99, n(1))}, {n(30), n(170)})},
+      {"ChainedScheduler([LinearLR(o, 0.1, 1.0, 80), StepLR(o, 50, 0.7)])",
+       chained({linear(0.1, 1.0, n(80)), step(n(50), 0.7)})},
+      {"LambdaLR(o, lambda t: 1 / (1 + t))", [n](const progress& p) { return 1.0 / (1.0 + p.of(n(1))); }},
+  };
+}
+
 const std::string python_script = R"PY(
 import json, sys, torch
 from torch.optim import SGD
 from torch.optim.lr_scheduler import *
 
-def run(expression, metrics):
+def run(expression, metrics, steps):
     p, q = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
     o = SGD([{'params': [p], 'lr': 0.1}, {'params': [q], 'lr': 0.03}], lr=0.1)
     s = eval(expression, globals(), {'o': o})
     lrs = []
-    for t in range(getattr(s, 'total_steps', 60)):
+    for t in range(getattr(s, 'total_steps', steps)):
         lrs.append([g['lr'] for g in o.param_groups])
         o.step()
         s.step(metrics[t]) if metrics else s.step()
     return lrs
 
 for case in json.load(open(sys.argv[1])):
-    case['lrs'] = run(case['python'], [float(m) for m in case.get('metrics', [])])
+    case['lrs'] = run(case['python'], [float(m) for m in case.get('metrics', [])], case.get('steps', 60))
     print(json.dumps(case))
 )PY";
 
@@ -108,9 +136,10 @@ std::vector<std::vector<std::pair<double, double>>> python_lrs(const json& quest
 
 bool same(double ours, double theirs) { return std::abs(ours - theirs) <= 1e-12 * std::abs(theirs) + 1e-17; }
 
-void require_like_python(std::vector<schedule_case> all, const std::function<progress(std::int64_t)>& at) {
+void require_like_python(std::vector<schedule_case> all, const std::function<progress(std::int64_t)>& at,
+                         std::int64_t length = steps) {
   json questions = json::array();
-  for (const auto& one : all) questions.push_back({{"python", one.python}});
+  for (const auto& one : all) questions.push_back({{"python", one.python}, {"steps", length}});
   const auto answers = python_lrs(questions);
   for (std::size_t i = 0; i < all.size(); ++i) {
     INFO(all[i].python);
@@ -153,6 +182,22 @@ TEST_CASE("schedules in iterations have the learning rates of Python's after eve
   require_like_python(cases(n), [](std::int64_t t) {
     return progress{.iteration = t, .epoch = t / 8, .iteration_in_epoch = t % 8, .epoch_length = 8};
   });
+}
+
+TEST_CASE("after a thousand steps, schedules still have the learning rates of Python's",
+          "[extension][schedules][python]") {
+  const auto after_iterations = [](std::int64_t t) {
+    return progress{.iteration = t, .epoch = t / 8, .iteration_in_epoch = t % 8, .epoch_length = 8};
+  };
+  const auto in_iterations = [](std::int64_t count) { return period(iterations{count}); };
+  require_like_python(long_cases(in_iterations), after_iterations, many_steps);
+
+  auto in_epochs = long_cases([](std::int64_t count) { return period(epochs(count)); });
+  std::erase_if(in_epochs, [](const schedule_case& one) { return one.python.starts_with("OneCycleLR"); });
+  const auto after_epochs = [](std::int64_t t) {
+    return progress{.iteration = t * 8, .epoch = t, .iteration_in_epoch = 0, .epoch_length = 8};
+  };
+  require_like_python(std::move(in_epochs), after_epochs, many_steps);
 }
 
 TEST_CASE("schedules in epochs have the learning rates of Python's at the end of every epoch",
@@ -389,3 +434,5 @@ TEST_CASE("numbers that make no sense are refused at once", "[extension][schedul
   CHECK(contains(refused([] { return reduce_on_plateau({.patience = -1}); }), "reduce_on_plateau.patience"));
   CHECK(contains(refused([] { return reduce_on_plateau({.min_lr = -1}); }), "reduce_on_plateau.min_lr"));
 }
+
+}  // namespace ext_schedules_test

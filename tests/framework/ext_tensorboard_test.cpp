@@ -32,6 +32,8 @@
 #include "support/python.hpp"
 #include "support/temporary_directory.hpp"
 
+namespace ext_tensorboard_test {
+
 using namespace rondo;
 using namespace rondo::literals;
 using namespace rondo::testing;
@@ -575,3 +577,5 @@ TEST_CASE("log_report: a writer of one's own", "[extensions][log_report]") {
     CHECK(calls.empty());
   }
 }
+
+}  // namespace ext_tensorboard_test

@@ -22,6 +22,8 @@
 #include "support/python.hpp"
 #include "support/temporary_directory.hpp"
 
+namespace formats_test {
+
 using namespace rondo;
 using namespace rondo::literals;
 using rondo::testing::message_of;
@@ -127,3 +129,5 @@ with open(sys.argv[1], 'wb') as f:
   CHECK_THROWS_AS(formats::load_safetensors(folder / "b"), format_error);
   CHECK_THROWS_AS(formats::load_safetensors(folder / "c"), io_error);
 }
+
+}  // namespace formats_test

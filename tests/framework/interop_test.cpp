@@ -24,6 +24,8 @@
 #include "support/temporary_directory.hpp"
 #include "support/training.hpp"
 
+namespace interop_test {
+
 namespace {
 
 using namespace rondo;
@@ -221,3 +223,5 @@ torch.save(state, folder + '/snapshot_iter_1')
                      v.at("optimizers").at("main").at("state").at(0).at("exp_avg")));
   CHECK(static_cast<const torch::optim::AdamOptions&>(optimizer.param_groups()[0].options()).lr() == 0.01);
 }
+
+}  // namespace interop_test

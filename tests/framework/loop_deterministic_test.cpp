@@ -12,6 +12,8 @@
 #include "support/catch.hpp"
 #include "support/messages.hpp"
 
+namespace loop_deterministic_test {
+
 using namespace rondo;
 using namespace rondo::testing;
 using rondo::detail::deterministic_scope;
@@ -108,3 +110,5 @@ TEST_CASE("on a CUDA device cuBLAS must have been told before", "[loop][determin
   CHECK_NOTHROW(deterministic_scope(c10::kCPU));
   CHECK(present() == before);
 }
+
+}  // namespace loop_deterministic_test

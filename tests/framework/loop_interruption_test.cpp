@@ -33,6 +33,8 @@
 #include "support/small_loops.hpp"
 #include "support/temporary_directory.hpp"
 
+namespace loop_interruption_test {
+
 using namespace rondo;
 using namespace rondo::literals;
 using rondo::testing::contains;
@@ -594,3 +596,5 @@ TEST_CASE("slurm_requeue asks for the job of this process", "[loop][signals]") {
   }
   setenv("PATH", path.c_str(), 1);
 }
+
+}  // namespace loop_interruption_test

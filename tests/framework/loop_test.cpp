@@ -26,6 +26,8 @@
 #include "support/small_loops.hpp"
 #include "support/temporary_directory.hpp"
 
+namespace loop_test {
+
 using namespace rondo;
 using namespace rondo::literals;
 using rondo::testing::contains;
@@ -678,3 +680,5 @@ TEST_CASE("a run that is abandoned with its event loop leaves nothing behind", "
   sigaction(SIGPIPE, nullptr, &after);
   REQUIRE(after.sa_handler == before.sa_handler);
 }
+
+}  // namespace loop_test

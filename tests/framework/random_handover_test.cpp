@@ -15,6 +15,8 @@
 #include "support/small_loops.hpp"
 #include "support/temporary_directory.hpp"
 
+namespace random_handover_test {
+
 namespace {
 
 using namespace rondo;
@@ -172,3 +174,5 @@ for seed in (0, 7, 2 ** 32 + 5, 2 ** 63 + 9):
     require_equal(draw(), read(folder / (std::to_string(seed) + ".pt")));
   }
 }
+
+}  // namespace random_handover_test

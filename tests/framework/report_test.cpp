@@ -11,6 +11,8 @@
 #include "rondo/report/summary.hpp"
 #include "support/catch.hpp"
 
+namespace report_test {
+
 using namespace rondo;
 
 namespace {
@@ -227,3 +229,5 @@ TEST_CASE("a table averages each key over the iterations that reported it (ppe d
   REQUIRE(resumed.keys() == table.keys());
   REQUIRE(resumed.find("weighted")->mean() == table.find("weighted")->mean());
 }
+
+}  // namespace report_test

@@ -39,8 +39,11 @@
 #include "support/scalars.hpp"
 #include "support/temporary_directory.hpp"
 
+namespace resume_sweep_test {
+
 using namespace rondo;
 using namespace rondo::literals;
+using namespace std::chrono_literals;
 using namespace rondo::testing;
 namespace fs = std::filesystem;
 using json = nlohmann::ordered_json;
@@ -131,8 +134,8 @@ std::string digest_of(const state::dict& run) {
   for (const char* part :
        {"epoch_index", "iteration_in_epoch", "epoch_end", "stop_trigger", "stop_trigger_fired", "gradients", "random"})
     counts.insert_or_assign(part, run.at("rondo").at(part));
-  static const std::set<std::string> by_the_clock = {"log_report",   "print_report", "steps",
-                                                     "once per run", "often",        "snapshot"};
+  static const std::set<std::string> by_the_clock = {"log_report", "print_report", "steps",          "once per run",
+                                                     "often",      "snapshot",     "profile_report", "timeline_trace"};
   for (const auto& [name, memory] : run.at("extensions").as<state::dict>())
     if (!by_the_clock.contains(name.str())) counts.insert_or_assign("extension " + name.str(), memory);
   return state::digest_of(counts);
@@ -178,6 +181,8 @@ class training {
     l.remember("product", product);
     add_reporters(l, *product);
     add_logs(l, table, bar);
+    add_techniques(l);
+    add_watchers(l, bar);
     add_triggers(l);
     l |
         snapshot({.retain = retain::last(2) | retain::best(1, "noisy/loss"),
@@ -241,6 +246,20 @@ class training {
         print_report({"iteration", "epoch", "train/loss", "noisy/loss", "validation/accuracy", "lr"},
                      {.out = &table, .log_report = "steps", .terminal = false}) |
         progress_bar({.out = &bar, .terminal = false});
+  }
+
+  static void add_techniques(rondo::loop& l) {
+    l | ema({.decay = 0.9, .every = 2, .swap_for_evaluation = false}) |
+        swa({.start = 3_iterations, .every = 4_iterations}) | freeze_until("norm.*", rondo::at({9_iterations}));
+  }
+
+  /// What they write depends on the clock; here they only must not be in the way.
+  static void add_watchers(rondo::loop& l, std::ostringstream& screen) {
+    l | dashboard({.update_interval = 1us, .out = &screen, .plain_interval = 1us}) |
+        profile_report({.trigger = every(3_iterations) || every(1_epochs)}) |
+        timeline_trace({.trigger = every(2_iterations),
+                        .enable = rondo::at({2_iterations, 9_iterations}),
+                        .disable = rondo::at({6_iterations})});
   }
 
   void add_triggers(rondo::loop& l) {
@@ -423,3 +442,5 @@ TEST_CASE("a training that is killed after its last iteration has no more to do,
   CHECK(log_lines(t / "steps") == log_lines(unbroken_with_snapshots_every(1) / "steps"));
   CHECK(t.digest == unbroken_with_snapshots_every(1).digest);
 }
+
+}  // namespace resume_sweep_test

@@ -20,6 +20,8 @@
 #include "support/messages.hpp"
 #include "support/small_loops.hpp"
 
+namespace resume_test {
+
 using namespace rondo;
 using namespace rondo::literals;
 using rondo::testing::contains;
@@ -338,3 +340,5 @@ TEST_CASE("a range that draws its order at the beginning of an epoch is resumed 
     REQUIRE(both == unbroken);
   }
 }
+
+}  // namespace resume_test

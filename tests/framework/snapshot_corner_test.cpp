@@ -22,6 +22,8 @@
 #include "support/messages.hpp"
 #include "support/temporary_directory.hpp"
 
+namespace snapshot_corner_test {
+
 using namespace rondo;
 using namespace rondo::literals;
 using rondo::testing::contains;
@@ -314,3 +316,5 @@ TEST_CASE("buffers that share their memory with parameters are saved as they are
   loop.run();
   REQUIRE(the_number_in(dir / "snapshot_iter_20") == 20.0);
 }
+
+}  // namespace snapshot_corner_test

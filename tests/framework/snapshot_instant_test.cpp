@@ -32,6 +32,8 @@
 #include "support/messages.hpp"
 #include "support/temporary_directory.hpp"
 
+namespace snapshot_instant_test {
+
 using namespace rondo;
 using namespace rondo::literals;
 using rondo::testing::contains;
@@ -254,3 +256,5 @@ TEST_CASE("memory for files on their way is bounded and used again", "[snapshot]
   REQUIRE(writer->memory()->peak_bytes() <= 2 * size + (64U << 20U));
   REQUIRE(the_number_in(dir / "snapshot_iter_20") == 20.0);
 }
+
+}  // namespace snapshot_instant_test

@@ -27,6 +27,8 @@
 #include "support/python.hpp"
 #include "support/temporary_directory.hpp"
 
+namespace snapshot_life_test {
+
 using namespace rondo;
 using namespace rondo::literals;
 using rondo::testing::contains;
@@ -604,3 +606,5 @@ TEST_CASE("ppe defects 14 and 15: files go to the output directory, whatever the
     REQUIRE(files_in(elsewhere.path()).empty());
   }
 }
+
+}  // namespace snapshot_life_test

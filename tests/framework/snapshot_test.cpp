@@ -28,6 +28,8 @@
 #include "support/python.hpp"
 #include "support/temporary_directory.hpp"
 
+namespace snapshot_test {
+
 using namespace rondo;
 using namespace rondo::literals;
 using rondo::testing::temporary_directory;
@@ -551,3 +553,5 @@ TEST_CASE("the snapshot of another optimizer is refused although the states look
   const auto what = message_of<snapshot_error>([&] { l.run(); });
   REQUIRE(contains(what, "AdamW"));
 }
+
+}  // namespace snapshot_test

@@ -10,6 +10,8 @@
 #include "support/catch.hpp"
 #include "support/python.hpp"
 
+namespace state_environment_test {
+
 using namespace rondo;
 using words = std::vector<std::string>;
 
@@ -78,3 +80,5 @@ TEST_CASE("the instructions are those that Python's torch names", "[state][envir
   CHECK_FALSE(ours.empty());
   CHECK(python.output.find("CPU capability usage: " + ours + "\n") != std::string::npos);
 }
+
+}  // namespace state_environment_test

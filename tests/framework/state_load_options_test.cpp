@@ -22,6 +22,8 @@
 #include "support/python.hpp"
 #include "support/temporary_directory.hpp"
 
+namespace state_load_options_test {
+
 using namespace rondo;
 using rondo::testing::captured_stderr;
 using rondo::testing::contains;
@@ -695,3 +697,5 @@ TEST_CASE("a state without models is refused, and admitted where the options say
   CHECK(contains(said, "optimizers.main.state: 2 of 2 parameters"));
   CHECK_THROWS_AS(go_on(model, optimizer_of(*model), state::dict{}, {.on_mismatch = mismatch::ignore}), state_error);
 }
+
+}  // namespace state_load_options_test

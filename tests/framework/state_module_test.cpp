@@ -11,6 +11,8 @@
 #include "rondo/state/module.hpp"
 #include "support/catch.hpp"
 
+namespace state_module_test {
+
 namespace {
 
 using namespace rondo;
@@ -167,3 +169,5 @@ TEST_CASE("expanded parameters are refused instead of half loaded", "[state][mod
 }
 
 }  // namespace
+
+}  // namespace state_module_test

@@ -9,6 +9,8 @@
 #include "support/catch.hpp"
 #include "support/training.hpp"
 
+namespace state_optimizer_test {
+
 namespace {
 
 using namespace rondo;
@@ -381,3 +383,5 @@ TEST_CASE("an unknown optimizer type is named", "[state][optimizer]") {
 }
 
 }  // namespace
+
+}  // namespace state_optimizer_test

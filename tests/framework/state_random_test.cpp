@@ -4,6 +4,8 @@
 #include "rondo/state/random.hpp"
 #include "support/catch.hpp"
 
+namespace state_random_test {
+
 namespace {
 
 using namespace rondo;
@@ -52,3 +54,5 @@ TEST_CASE("states of absent devices are passed over", "[state][random]") {
 }
 
 }  // namespace
+
+}  // namespace state_random_test

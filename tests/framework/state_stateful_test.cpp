@@ -21,6 +21,8 @@ struct rondo::state::adapter<foreign::point> {
   static void load(foreign::point& p, const value& v) { p.x = static_cast<int>(v.get<std::int64_t>("x")); }
 };
 
+namespace state_stateful_test {
+
 namespace {
 
 using namespace rondo;
@@ -121,3 +123,5 @@ TEST_CASE("an adapter or two functions make any type stateful", "[state][statefu
 }
 
 }  // namespace
+
+}  // namespace state_stateful_test

@@ -6,6 +6,8 @@
 #include "rondo/state/value.hpp"
 #include "support/catch.hpp"
 
+namespace state_value_test {
+
 namespace {
 
 using namespace rondo;
@@ -142,3 +144,5 @@ TEST_CASE("a digest can be made in parts and names what it cannot read", "[state
 }
 
 }  // namespace
+
+}  // namespace state_value_test

@@ -403,6 +403,122 @@ def test_prune(tool, folder):
     assert files_in(folder) == before, files_in(folder)
 
 
+def sharded(tool, path, iteration, ranks=3):
+    return tool.snapshot(path, iteration, "snapshot", "sharded", str(ranks))
+
+
+def numbers(first, *shape):
+    return (torch.arange(torch.Size(shape).numel()) + first).float().view(shape)
+
+
+def test_consolidate(tool, folder):
+    for ranks in [1, 3, 8]:
+        path = sharded(tool, os.path.join(folder, f"by_{ranks}"), 5, ranks)
+        out = path + ".pt"
+        text, _ = tool.expect(0, "consolidate", path, out)
+        assert out in text, text
+        assert "good (snapshot of iteration 5" in tool.expect(0, "verify", out)[0]
+        state = torch.load(out)
+        assert list(state) == ["models", "moment", "list", "_start_iteration"], list(state)
+        main = state["models"]["main"]
+        assert torch.equal(main["weight"], numbers(5, 101, 300)) and main["weight"].dtype == torch.float32
+        assert main["tied"].data_ptr() == main["weight"].data_ptr()
+        assert torch.equal(state["moment"], torch.cat([numbers(5, 40, 3), numbers(1005, 40, 3)], dim=1))
+        assert state["list"][1] == 1.5 and state["_start_iteration"] == 5
+        assert state["list"][0].view(torch.uint8)[:3].tolist() == list(b"abc")
+        info = json.loads(tool.expect(0, "inspect", "--json", out)[0])
+        assert info["iteration"] == 5 and info["made_by"] == "snapshot" and info["totals"]["storages"] == 3, info
+    # A symbolic link that is named is followed, and nothing is replaced without a word.
+    link = os.path.join(folder, "link")
+    os.symlink(path, link)
+    assert "--force" in tool.expect(2, "consolidate", link, out)[1]
+    os.remove(out)
+    os.mkdir(out)
+    tool.expect(2, "consolidate", link, out, "--force")
+    os.rmdir(out)
+    tool.expect(0, "consolidate", link, out)
+    whole = open(out, "rb").read()
+    tool.expect(0, "consolidate", link, out, "--force")
+    assert open(out, "rb").read() == whole
+    assert "equal" in tool.expect(0, "diff", out, os.path.join(folder, "by_1.pt"))[0]
+    for named in [folder, out, os.path.join(folder, "missing")]:
+        assert "no sharded snapshot" in tool.expect(2, "consolidate", named, os.path.join(folder, "none"))[1]
+    # Every other command says how to go on.
+    for command in [["extract", path, "--list"], ["convert", path, out + ".safetensors"], ["diff", path, out]]:
+        assert "rondo consolidate" in tool.expect(2, *command)[1]
+
+
+def test_consolidate_of_what_is_damaged(tool, folder):
+    path = sharded(tool, os.path.join(folder, "snapshot"), 5)
+    out = os.path.join(folder, "out")
+    other = sharded(tool, os.path.join(folder, "other"), 6, 4)
+    sound = {name: open(os.path.join(path, name), "rb").read() for name in os.listdir(path)}
+    before = files_in(folder)
+
+    def restore():
+        for name, content in sound.items():
+            with open(os.path.join(path, name), "wb") as file:
+                file.write(content)
+
+    piece = numbers(5 + 300 * 33, 1, 300).numpy().tobytes()  # the first one of rank 1
+    damage(os.path.join(path, "1"), piece)
+    _, err = tool.expect(1, "consolidate", path, out)
+    assert "wrong checksum" in err and os.path.join(path, "1") in err, err
+    text, err = tool.expect(1, "verify", path)
+    assert "DAMAGED, 1 problem (sharded snapshot" in text and "data/" in err, (text, err)
+    restore()
+    os.remove(os.path.join(path, "2"))
+    _, err = tool.expect(2, "consolidate", path, out)
+    assert os.path.join(path, "2") in err, err
+    assert os.path.join(path, "2") in tool.expect(1, "verify", path)[1]
+    restore()
+    shutil.copy(os.path.join(other, "2"), path)
+    assert "mixed up" in tool.expect(1, "consolidate", path, out)[1]
+    assert "mixed up" in tool.expect(1, "verify", path)[1]
+    restore()
+    os.truncate(os.path.join(path, "complete"), len(sound["complete"]) // 2)
+    assert "complete" in tool.expect(1, "consolidate", path, out)[1]
+    tool.expect(1, "verify", path)
+    tool.expect(1, "inspect", path)
+    os.remove(os.path.join(path, "complete"))
+    tool.expect(2, "consolidate", path, out)
+    tool.expect(2, "verify", path)
+    assert files_in(folder) == before, files_in(folder)
+    restore()
+    text, _ = tool.expect(0, "verify", path)
+    assert "good (sharded snapshot of iteration 5 by 3 ranks" in text, text
+
+
+def test_sharded_snapshots_among_others(tool, folder):
+    plain = tool.snapshot(os.path.join(folder, "plain"), 7)
+    paths = [sharded(tool, os.path.join(folder, f"sharded_{iteration}"), iteration) for iteration in [5, 6, 8, 9]]
+    unfinished = sharded(tool, os.path.join(folder, "unfinished"), 10)
+    os.remove(os.path.join(unfinished, "complete"))
+    os.makedirs(os.path.join(folder, "something", "else"))
+    text, _ = tool.expect(0, "inspect", paths[0])
+    assert "sharded" in text and "iteration   5" in text and "of 3 ranks" in text, text
+    assert "float32 [101, 300]  121.2 kB  15 pieces of ranks 0-2" in text, text
+    assert "float32 [40, 6]  960 B  2 pieces of ranks 0, 2" in text, text
+    about = json.loads(tool.expect(0, "inspect", "--json", paths[0])[0])
+    assert about["ranks"] == 3 and about["format"] == "rondo" and about["iteration"] == 5, about
+    assert about["size"] == sum(os.path.getsize(os.path.join(paths[0], name)) for name in os.listdir(paths[0]))
+    by_name = {tensor["name"]: tensor for tensor in about["tensors"]}
+    assert by_name["moment"]["ranks"] == [0, 2] and by_name["moment"]["pieces"] == 2, by_name
+    assert by_name["models.main.weight"]["storage"] == by_name["models.main.tied"]["storage"], by_name
+    assert "pieces" not in by_name["list.0"], by_name
+
+    os.remove(os.path.join(paths[3], "1"))
+    out, err = tool.expect(0, "latest", folder)
+    assert out == paths[2] + "\n" and paths[3] in err, (out, err)
+    out, _ = tool.expect(0, "prune", folder, "--last", "2", "--dry-run")
+    assert os.path.isfile(os.path.join(paths[0], "complete")) and "would remove 2 snapshots" in out, out
+    out, _ = tool.expect(0, "prune", folder, "--last", "2")
+    left = sorted(os.listdir(folder))
+    assert left == ["plain", "sharded_8", "sharded_9", "something", "unfinished"], (left, out)
+    assert f"removed {paths[0]} (iteration 5, " in out and "removed 2 snapshots" in out, out
+    assert tool.expect(0, "verify", plain, paths[2])[0].count("good") == 2
+
+
 def test_what_is_no_file(tool, folder):
     good = tool.snapshot(os.path.join(folder, "good"), 3)
     link, dangling, fifo, plug = (os.path.join(folder, name) for name in ["link", "dangling", "fifo", "socket"])
@@ -426,7 +542,7 @@ def test_what_is_no_file(tool, folder):
 def test_usage(tool, folder):
     assert tool.expect(0, "--version")[0].startswith("rondo ")
     help_text, _ = tool.expect(0, "--help")
-    for command in ["inspect", "verify", "extract", "convert", "diff", "prune", "latest"]:
+    for command in ["inspect", "verify", "extract", "convert", "diff", "prune", "latest", "consolidate"]:
         assert command in help_text, help_text
         assert "Usage" in tool.expect(0, command, "--help")[0]
         tool.expect(2, command)
@@ -555,6 +671,7 @@ def main():
 
         for test in [test_usage, test_inspect, test_verify, test_any_damage_is_found, test_extract,
                      test_endless_views_are_refused, test_convert, test_diff, test_latest, test_prune,
+                     test_consolidate, test_consolidate_of_what_is_damaged, test_sharded_snapshots_among_others,
                      test_what_is_no_file, test_terminals_and_pipes, test_an_interrupted_write_leaves_no_piece]:
             test(tool, folder(test.__name__))
         test_mutations(tool, folder("mutations"), arguments.mutations)

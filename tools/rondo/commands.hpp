@@ -19,9 +19,11 @@ using action = std::function<outcome()>;
 [[nodiscard]] action verify_command(CLI::App& app);
 [[nodiscard]] action extract_command(CLI::App& app);
 [[nodiscard]] action convert_command(CLI::App& app);
+[[nodiscard]] action consolidate_command(CLI::App& app);
 [[nodiscard]] action diff_command(CLI::App& app);
 [[nodiscard]] action prune_command(CLI::App& app);
 [[nodiscard]] action latest_command(CLI::App& app);
+[[nodiscard]] action run_ranks_command(CLI::App& app);
 
 /// Calls `act` and turns what it throws into a message on stderr and an outcome: `bad` for damaged bytes, `unusable`
 /// for everything else.

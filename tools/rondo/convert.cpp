@@ -20,7 +20,7 @@ constexpr const char* snapshot_key = "rondo_snapshot";
 constexpr std::uint64_t free_growth = std::uint64_t{1} << 30;  // bytes
 constexpr std::uint64_t most_growth = 16;
 
-struct options {
+struct convert_options {
   std::string in;
   std::string out;
   bool force = false;
@@ -36,7 +36,7 @@ void require_growth(std::uint64_t from, std::uint64_t to) {
                     human_size(from), human_size(to)));
 }
 
-void to_safetensors(const std::filesystem::path& in, const options& given) {
+void to_safetensors(const std::filesystem::path& in, const convert_options& given) {
   const auto file = open_checkpoint(in);
   sound_storages storages(file, "checking " + printable(given.in));
   checkpoint::safetensors_metadata metadata;
@@ -58,14 +58,14 @@ checkpoint::snapshot_info info_of(const checkpoint::safetensors_file& file) {
   return info;
 }
 
-void to_checkpoint(const std::filesystem::path& in, const options& given) {
+void to_checkpoint(const std::filesystem::path& in, const convert_options& given) {
   read_through(in);
   const auto file = checkpoint::safetensors_file::open(in);
   const checkpoint::encoder encoder(file.state(), file.storages(), info_of(file));
   write_file(given.out, encoder.size(), [&](const checkpoint::byte_sink& sink) { encoder.write(sink); });
 }
 
-outcome convert(const options& given) {
+outcome convert(const convert_options& given) {
   const auto in = regular_file(given.in);
   const bool from_safetensors = is_named_safetensors(in) || begins_like_safetensors(in);
   if (from_safetensors == is_named_safetensors(given.out))
@@ -89,7 +89,7 @@ outcome convert(const options& given) {
 
 action convert_command(CLI::App& app) {
   auto* const command = app.add_subcommand("convert", "Make a safetensors file of a checkpoint, or the reverse");
-  const auto given = std::make_shared<options>();
+  const auto given = std::make_shared<convert_options>();
   command->add_option("IN", given->in, "a snapshot, what torch.save wrote, or a safetensors file")->required();
   command->add_option("OUT", given->out, "FILE.safetensors, or any other name for a checkpoint file")->required();
   command->add_flag("--force", given->force, "replace a file that is there already");

@@ -20,7 +20,7 @@ namespace {
 using checkpoint::tensor_descriptor;
 using checkpoint::tree;
 
-constexpr std::size_t piece_size = std::size_t{1} << 20;
+constexpr std::size_t compared_at_once = std::size_t{1} << 20;
 
 /// Compares two states and prints what differs, a line each.
 class comparison {
@@ -85,8 +85,8 @@ class comparison {
     elements left(a, storages_a_.of(a));
     elements right(b, storages_b_.of(b));
     difference found;
-    for (auto piece = left.next(piece_size); !piece.empty(); piece = left.next(piece_size))
-      found.add(a.dtype, piece, right.next(piece_size), tolerance_);
+    for (auto piece = left.next(compared_at_once); !piece.empty(); piece = left.next(compared_at_once))
+      found.add(a.dtype, piece, right.next(compared_at_once), tolerance_);
     if (found.different == 0) return;
     auto text = fmt::format("{} of {} differ, max abs difference {:.6g}", grouped(found.different),
                             count_of(numel(a), "element"), found.max_abs);
@@ -130,7 +130,7 @@ class comparison {
   std::uint64_t values_ = 0;
 };
 
-struct options {
+struct diff_options {
   std::string a;
   std::string b;
   double tolerance = 0;
@@ -140,7 +140,7 @@ struct options {
 
 action diff_command(CLI::App& app) {
   auto* const command = app.add_subcommand("diff", "Compare what two files hold");
-  const auto given = std::make_shared<options>();
+  const auto given = std::make_shared<diff_options>();
   command->add_option("A", given->a, "a snapshot, or what torch.save wrote")->required();
   command->add_option("B", given->b, "another one")->required();
   command

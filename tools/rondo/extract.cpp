@@ -22,10 +22,10 @@ namespace {
 using checkpoint::tensor_descriptor;
 using checkpoint::tree;
 
-constexpr std::size_t piece_size = std::size_t{1} << 20;
+constexpr std::size_t written_at_once = std::size_t{1} << 20;
 constexpr std::size_t longest_file_name = 200;
 
-struct options {
+struct extract_options {
   std::string file;
   std::string name;
   std::string out;
@@ -64,7 +64,7 @@ void write_to_stdout(std::span<const std::byte> bytes) {
 }
 
 /// Writes to the file that was asked for; "-" is stdout.
-void write(const options& given, const std::string& target, std::uint64_t size, const producer& produce) {
+void write(const extract_options& given, const std::string& target, std::uint64_t size, const producer& produce) {
   if (given.out == "-") {
     if (::isatty(STDOUT_FILENO) == 1) throw unusable_error("binary data is not written to a terminal; use -o FILE");
     return produce(write_to_stdout);
@@ -73,14 +73,14 @@ void write(const options& given, const std::string& target, std::uint64_t size, 
   write_file(target, size, produce);
 }
 
-void extract_tensor(const checkpoint::reader& file, const tensor_descriptor& tensor, const options& given) {
+void extract_tensor(const checkpoint::reader& file, const tensor_descriptor& tensor, const extract_options& given) {
   sound_storages storages(file, "checking " + printable(given.file));
   elements values(tensor, storages.of(tensor));
   const auto header = npy_header(tensor);
   const auto target = given.out.empty() ? file_name_for(given.name) : given.out;
   write(given, target, header.size() + byte_size(tensor), [&](const checkpoint::byte_sink& append) {
     append(std::as_bytes(std::span(header)));
-    for (auto piece = values.next(piece_size); !piece.empty(); piece = values.next(piece_size)) append(piece);
+    for (auto piece = values.next(written_at_once); !piece.empty(); piece = values.next(written_at_once)) append(piece);
   });
   if (tensor.dtype == checkpoint::scalar_type::bfloat16)
     complain(
@@ -89,7 +89,7 @@ void extract_tensor(const checkpoint::reader& file, const tensor_descriptor& ten
 }
 
 /// Text and bytes as they are for files and programs; what a terminal shows is printable.
-void extract_value(const tree& value, const options& given) {
+void extract_value(const tree& value, const extract_options& given) {
   std::span<const std::byte> raw;
   const auto* text = value.get_if<std::string>();
   const auto* bytes = value.get_if<state::bytes>();
@@ -113,7 +113,7 @@ void extract_value(const tree& value, const options& given) {
   if (bytes == nullptr && !(text != nullptr && terminal)) fmt::print("\n");
 }
 
-outcome extract(const options& given) {
+outcome extract(const extract_options& given) {
   const auto file = open_checkpoint(given.file);
   if (given.list) {
     print_names(file.state());
@@ -137,7 +137,7 @@ outcome extract(const options& given) {
 
 action extract_command(CLI::App& app) {
   auto* const command = app.add_subcommand("extract", "Take one tensor out as a NumPy file, or print one value");
-  const auto given = std::make_shared<options>();
+  const auto given = std::make_shared<extract_options>();
   command->add_option("FILE", given->file, "a snapshot, or what torch.save wrote")->required();
   auto* const name = command->add_option("NAME", given->name, "dotted path, such as models.main.0.weight");
   command->add_option("-o,--out", given->out, "where to (default: NAME.npy; values are printed); - is stdout");

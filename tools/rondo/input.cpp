@@ -9,6 +9,7 @@
 #include "outcome.hpp"
 #include "rondo/checkpoint/crc32.hpp"
 #include "rondo/checkpoint/mapped_file.hpp"
+#include "rondo/checkpoint/sharded.hpp"
 #include "rondo/checkpoint/verify.hpp"
 #include "rondo/error.hpp"
 #include "text.hpp"
@@ -55,6 +56,9 @@ std::filesystem::path regular_file(const std::filesystem::path& named) {
   std::error_code failed;
   const auto status = std::filesystem::status(named, failed);
   if (failed) throw io_error("open", named, failed);
+  if (checkpoint::is_sharded(named))
+    throw unusable_error(fmt::format("'{}' is a sharded snapshot; make one file of it first: rondo consolidate DIR OUT",
+                                     named.string()));
   if (std::filesystem::is_directory(status))
     throw unusable_error(fmt::format(
         "'{}' is a directory; name a file in it ('rondo latest' finds the newest snapshot)", named.string()));

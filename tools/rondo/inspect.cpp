@@ -8,11 +8,13 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <unordered_map>
 
 #include "commands.hpp"
 #include "elements.hpp"
 #include "input.hpp"
+#include "sharded.hpp"
 #include "text.hpp"
 #include "values.hpp"
 #include "walk.hpp"
@@ -25,6 +27,47 @@ using checkpoint::tensor_descriptor;
 using checkpoint::tree;
 
 constexpr std::size_t inline_items = 8;
+
+/// What is shown: a file, or a sharded snapshot as one file would have it.
+struct subject {
+  std::string named;
+  const tree& state;
+  const checkpoint::snapshot_info* info = nullptr;
+  std::uint64_t size = 0;
+  std::uint64_t records = 0;             // of a file
+  const whole_state* sharded = nullptr;  // null for a file
+  int ranks = 0;
+
+  [[nodiscard]] const checkpoint::pieced_tensor* pieces_of(const tensor_descriptor& tensor) const {
+    return sharded != nullptr ? sharded->pieces_of(tensor) : nullptr;
+  }
+};
+
+std::set<int> ranks_of(const checkpoint::pieced_tensor& tensor) {
+  std::set<int> ranks;
+  for (std::size_t i = 0; i < tensor.count(); ++i) ranks.insert(tensor.rank(i));
+  return ranks;
+}
+
+/// "0-3, 5".
+std::string ranges_text(const std::set<int>& numbers) {
+  std::string text;
+  for (auto it = numbers.begin(); it != numbers.end();) {
+    const auto first = *it;
+    auto last = first;
+    for (++it; it != numbers.end() && *it == last + 1; ++it) last = *it;
+    text += (text.empty() ? "" : ", ") + std::to_string(first);
+    if (last != first) text += fmt::format("-{}", last);
+  }
+  return text;
+}
+
+std::string describe_pieces(const checkpoint::pieced_tensor& tensor) {
+  const auto ranks = ranks_of(tensor);
+  if (ranks.empty()) return "  in no pieces";
+  return fmt::format("  {} of rank{} {}", count_of(tensor.count(), "piece"), ranks.size() == 1 ? "" : "s",
+                     ranges_text(ranks));
+}
 
 struct totals {
   std::uint64_t tensors = 0;
@@ -64,9 +107,10 @@ bool is_short(const tree& node) {
 /// The state as lines, indented by level.
 class printer {
  public:
-  explicit printer(std::size_t depth) : depth_(depth) {}
+  printer(const subject& shown, std::size_t depth) : shown_(shown), depth_(depth) {}
 
-  void print(const tree& root) {
+  void print() {
+    const auto& root = shown_.state;
     if (is_container(root))
       children(root, 0);
     else
@@ -76,9 +120,11 @@ class printer {
  private:
   void line(const std::string& key, const tree& node, std::size_t level) {
     const auto indent = 2 * level;
-    if (const auto* tensor = node.get_if<tensor_descriptor>())
-      return fmt::print("{:{}}{:<{}}  {}\n", "", indent, key, 40 - std::min<std::size_t>(indent, 39),
-                        describe(*tensor));
+    if (const auto* tensor = node.get_if<tensor_descriptor>()) {
+      const auto* pieces = shown_.pieces_of(*tensor);
+      return fmt::print("{:{}}{:<{}}  {}{}\n", "", indent, key, 40 - std::min<std::size_t>(indent, 39),
+                        describe(*tensor), pieces != nullptr ? describe_pieces(*pieces) : "");
+    }
     if (!is_container(node) || is_inline(node)) return fmt::print("{:{}}{}: {}\n", "", indent, key, inline_text(node));
     fmt::print("{:{}}{}: {}\n", "", indent, key, summary(node));
     children(node, level + 1);
@@ -122,6 +168,7 @@ class printer {
     return alike ? text + " " + type : text;
   }
 
+  const subject& shown_;
   std::size_t depth_;
 };
 
@@ -133,12 +180,14 @@ std::string utc(std::int64_t seconds) {
                      parts.tm_mday, parts.tm_hour, parts.tm_min, parts.tm_sec);
 }
 
-void print_header(const std::string& named, const checkpoint::reader& file, const totals& sum) {
+void print_header(const subject& shown, const totals& sum) {
   const auto field = [](std::string_view name, const std::string& value) { fmt::print("  {:<12}{}\n", name, value); };
-  fmt::print("{}\n", printable(named));
-  field("format", file.info() ? "Rondo snapshot" : "PyTorch checkpoint (no manifest)");
-  if (file.info()) {
-    const auto& info = file.info()->info;
+  fmt::print("{}\n", printable(shown.named));
+  field("format", shown.sharded != nullptr ? "Rondo snapshot, sharded"
+                  : shown.info != nullptr  ? "Rondo snapshot"
+                                           : "PyTorch checkpoint (no manifest)");
+  if (shown.info != nullptr) {
+    const auto& info = *shown.info;
     field("iteration", fmt::format("{}{}", info.iteration, info.mid_iteration ? ", taken inside an iteration" : ""));
     field("epoch", fmt::format("{}", info.epoch));
     if (!info.made_by.empty()) field("made by", printable(info.made_by));
@@ -150,9 +199,11 @@ void print_header(const std::string& named, const checkpoint::reader& file, cons
     if (info.created != 0) field("taken", utc(info.created));
     for (const auto& [name, value] : info.metrics) field("metric", fmt::format("{} = {}", printable(name), value));
   }
-  field("file",
-        fmt::format("{} ({} bytes), {}", human_size(file.records().file().size()),
-                    grouped(file.records().file().size()), count_of(file.records().entries().size(), "record")));
+  const auto size = fmt::format("{} ({} bytes)", human_size(shown.size), grouped(shown.size));
+  if (shown.sharded != nullptr)
+    field("files", fmt::format("{}, of {}", size, count_of(static_cast<std::uint64_t>(shown.ranks), "rank")));
+  else
+    field("file", fmt::format("{}, {}", size, count_of(shown.records, "record")));
   field("tensors", fmt::format("{}, {}, {} in {}", grouped(sum.tensors), count_of(sum.elements, "element"),
                                human_size(sum.storage_bytes), count_of(sum.storages, "storage")));
   fmt::print("\n");
@@ -206,11 +257,12 @@ void print_entries(const char* title, const tree& state, Wanted wanted) {
   fmt::print("]");
 }
 
-void print_json(const std::string& named, const checkpoint::reader& file, const totals& sum) {
+void print_json(const subject& shown, const totals& sum) {
   using json = nlohmann::ordered_json;
-  json head = {{"file", named}, {"size", file.records().file().size()}, {"format", file.info() ? "rondo" : "torch"}};
-  if (file.info()) {
-    const auto& info = file.info()->info;
+  json head = {{"file", shown.named}, {"size", shown.size}, {"format", shown.info != nullptr ? "rondo" : "torch"}};
+  if (shown.sharded != nullptr) head["ranks"] = shown.ranks;
+  if (shown.info != nullptr) {
+    const auto& info = *shown.info;
     head.update(json{{"iteration", info.iteration},
                      {"epoch", info.epoch},
                      {"mid_iteration", info.mid_iteration},
@@ -220,25 +272,41 @@ void print_json(const std::string& named, const checkpoint::reader& file, const 
                      {"created", info.created},
                      {"metrics", info.metrics}});
   }
-  head["totals"] = {
-      {"tensors", sum.tensors},   {"elements", sum.elements},           {"tensor_bytes", sum.tensor_bytes},
-      {"storages", sum.storages}, {"storage_bytes", sum.storage_bytes}, {"records", file.records().entries().size()}};
+  head["totals"] = {{"tensors", sum.tensors},
+                    {"elements", sum.elements},
+                    {"tensor_bytes", sum.tensor_bytes},
+                    {"storages", sum.storages},
+                    {"storage_bytes", sum.storage_bytes}};
+  if (shown.sharded == nullptr) head["totals"]["records"] = shown.records;
   auto text = dump(head);
   text.pop_back();
   fmt::print("{},\n", text);
-  print_entries("tensors", file.state(), [](const std::string& path, const tree& node) {
+  print_entries("tensors", shown.state, [&](const std::string& path, const tree& node) {
     const auto* tensor = node.get_if<tensor_descriptor>();
-    return tensor != nullptr ? std::optional(to_json(path, *tensor)) : std::nullopt;
+    if (tensor == nullptr) return std::optional<json>();
+    auto entry = to_json(path, *tensor);
+    if (const auto* pieces = shown.pieces_of(*tensor)) {
+      entry["pieces"] = pieces->count();
+      entry["ranks"] = ranks_of(*pieces);
+    }
+    return std::optional(std::move(entry));
   });
   fmt::print(",\n");
-  print_entries("values", file.state(), [](const std::string& path, const tree& node) {
+  print_entries("values", shown.state, [](const std::string& path, const tree& node) {
     const bool is_value = !is_container(node) && !node.is<tensor_descriptor>();
     return is_value ? std::optional(to_json(path, node)) : std::nullopt;
   });
   fmt::print("}}\n");
 }
 
-struct options {
+void show(const subject& shown, bool as_json, std::size_t depth) {
+  const auto sum = totals_of(shown.state);
+  if (as_json) return print_json(shown, sum);
+  print_header(shown, sum);
+  printer(shown, depth).print();
+}
+
+struct inspect_options {
   std::string file;
   bool json = false;
   std::size_t depth = std::numeric_limits<std::size_t>::max();
@@ -248,19 +316,22 @@ struct options {
 
 action inspect_command(CLI::App& app) {
   auto* const command = app.add_subcommand("inspect", "Show what a file holds, without reading the tensors' elements");
-  const auto given = std::make_shared<options>();
-  command->add_option("FILE", given->file, "a snapshot, or what torch.save wrote")->required();
+  const auto given = std::make_shared<inspect_options>();
+  command->add_option("FILE", given->file, "a snapshot, a sharded one too, or what torch.save wrote")->required();
   auto* const json = command->add_flag("--json", given->json, "one JSON object, for programs");
   command->add_option("--depth", given->depth, "show so many levels of the state (default: all)")->excludes(json);
   return [given] {
-    const auto file = open_checkpoint(given->file);
-    const auto sum = totals_of(file.state());
-    if (given->json) {
-      print_json(given->file, file, sum);
-    } else {
-      print_header(given->file, file, sum);
-      printer(given->depth).print(file.state());
+    if (const auto directory = sharded_directory(given->file)) {
+      const auto snapshot = checkpoint::sharded_reader::open(*directory);
+      const auto whole = whole_state_of(snapshot);
+      show({given->file, whole.state, &snapshot.info(), size_of(snapshot), 0, &whole, snapshot.world_size()},
+           given->json, given->depth);
+      return outcome::good;
     }
+    const auto file = open_checkpoint(given->file);
+    show({given->file, file.state(), file.info() ? &file.info()->info : nullptr, file.records().file().size(),
+          file.records().entries().size()},
+         given->json, given->depth);
     return outcome::good;
   };
 }

@@ -39,9 +39,9 @@ int main(int argc, char** argv) {
   app.footer("Exit status: 0 good or equal, 1 damaged or different, 2 wrong usage or unreadable.");
   app.require_subcommand(1);
   const std::vector<rondo::tool::action> actions = {
-      rondo::tool::inspect_command(app), rondo::tool::verify_command(app), rondo::tool::extract_command(app),
-      rondo::tool::convert_command(app), rondo::tool::diff_command(app),   rondo::tool::prune_command(app),
-      rondo::tool::latest_command(app)};
+      rondo::tool::inspect_command(app), rondo::tool::verify_command(app),      rondo::tool::extract_command(app),
+      rondo::tool::convert_command(app), rondo::tool::diff_command(app),        rondo::tool::prune_command(app),
+      rondo::tool::latest_command(app),  rondo::tool::consolidate_command(app), rondo::tool::run_ranks_command(app)};
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& end) {

@@ -18,9 +18,9 @@ namespace {
 
 using checkpoint::cataloged_snapshot;
 
-constexpr const char* verdict = "not counted, left alone";
+constexpr const char* left_alone = "not counted, left alone";
 
-struct options {
+struct prune_options {
   std::string directory;
   std::string made_by;
   std::size_t last = 0;
@@ -36,7 +36,7 @@ series superseded(const series& all, std::size_t last) {
   std::size_t kept = 0;
   for (std::size_t i = 0; i < all.size(); ++i) {
     if (kept == last) return {all.begin() + static_cast<std::ptrdiff_t>(i), all.end()};
-    if (!is_sound(all[i], verdict)) continue;
+    if (!is_sound_snapshot(all[i], left_alone)) continue;
     fmt::print("keeps {} (iteration {})\n", printable(all[i].path.string()), all[i].info.iteration);
     ++kept;
   }
@@ -79,9 +79,9 @@ class remover {
   std::uint64_t bytes_ = 0;
 };
 
-outcome prune(const options& given) {
+outcome prune(const prune_options& given) {
   checkpoint::catalog found(given.directory);
-  explain_rejected(found, verdict);
+  explain_rejected(found, left_alone);
   std::map<std::string, series> by_maker;
   for (const auto& snapshot : found.snapshots())
     if (given.made_by.empty() || snapshot.info.made_by == given.made_by)
@@ -96,7 +96,7 @@ outcome prune(const options& given) {
 
 action prune_command(CLI::App& app) {
   auto* const command = app.add_subcommand("prune", "Remove old snapshots from a folder");
-  const auto given = std::make_shared<options>();
+  const auto given = std::make_shared<prune_options>();
   command->add_option("DIR", given->directory, "a folder with snapshots")->required();
   command->add_option("--last", given->last, "how many of the newest sound ones stay, of each extension")
       ->required()

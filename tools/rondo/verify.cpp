@@ -8,6 +8,7 @@
 
 #include "commands.hpp"
 #include "input.hpp"
+#include "sharded.hpp"
 #include "text.hpp"
 
 namespace rondo::tool {
@@ -19,14 +20,30 @@ std::string kind_of(const checkpoint::reader& file) {
   return file.records().has_checksums() ? "checkpoint of torch.save" : "checkpoint of torch.save without checksums";
 }
 
+/// `what`: what it is, as "snapshot of iteration 200".
+outcome report(const std::string& named, const std::vector<std::string>& problems, const std::string& what,
+               std::uint64_t records, std::uint64_t bytes) {
+  for (const auto& problem : problems) complain(problem);
+  const auto verdict = problems.empty() ? std::string("good") : "DAMAGED, " + count_of(problems.size(), "problem");
+  fmt::print("{}: {} ({}, {}, {})\n", printable(named), verdict, what, count_of(records, "record"), human_size(bytes));
+  return problems.empty() ? outcome::good : outcome::bad;
+}
+
+outcome verify_directory(const std::string& named, const std::filesystem::path& directory) {
+  const auto found = check_sharded(directory);
+  std::string what = "sharded snapshot";
+  if (found.problems.empty()) {
+    const auto snapshot = checkpoint::sharded_reader::open(directory);
+    what += fmt::format(" of iteration {} by {}", snapshot.info().iteration,
+                        count_of(static_cast<std::uint64_t>(snapshot.world_size()), "rank"));
+  }
+  return report(named, found.problems, what, found.records, found.bytes);
+}
+
 outcome verify_file(const std::string& named) {
+  if (const auto directory = sharded_directory(named)) return verify_directory(named, *directory);
   const auto file = open_checkpoint(named);
-  const auto found = problems_of(file);
-  for (const auto& problem : found) complain(problem);
-  const auto verdict = found.empty() ? std::string("good") : "DAMAGED, " + count_of(found.size(), "problem");
-  fmt::print("{}: {} ({}, {}, {})\n", printable(named), verdict, kind_of(file),
-             count_of(file.records().entries().size(), "record"), human_size(file.records().file().size()));
-  return found.empty() ? outcome::good : outcome::bad;
+  return report(named, problems_of(file), kind_of(file), file.records().entries().size(), file.records().file().size());
 }
 
 }  // namespace
@@ -34,7 +51,7 @@ outcome verify_file(const std::string& named) {
 action verify_command(CLI::App& app) {
   auto* const command = app.add_subcommand("verify", "Check every byte of files against their checksums");
   const auto files = std::make_shared<std::vector<std::string>>();
-  command->add_option("FILE", *files, "snapshots, or what torch.save wrote")->required();
+  command->add_option("FILE", *files, "snapshots, sharded ones too, or what torch.save wrote")->required();
   return [files] {
     auto worst = outcome::good;
     for (const auto& file : *files) {

@@ -3,79 +3,18 @@
 #include <c10/core/GradMode.h>
 #include <torch/nn/module.h>
 
-#include <algorithm>
 #include <chrono>
 #include <exception>
-#include <unordered_map>
+#include <utility>
 
 #include "rondo/error.hpp"
 #include "rondo/event/events.hpp"
 #include "rondo/event/interval.hpp"
 #include "rondo/event/priority.hpp"
+#include "rondo/extensions/evaluation_mode.hpp"
 #include "rondo/log.hpp"
 
 namespace rondo::extensions {
-
-namespace {
-
-/// Gives every submodule its own mode back at the end.
-class mode_keeper {
- public:
-  explicit mode_keeper(const context& ctx) : models_(ctx.models()) {
-    for (const auto& model : models_) remember(*model.module);
-  }
-  mode_keeper(const mode_keeper&) = delete;
-  mode_keeper& operator=(const mode_keeper&) = delete;
-  ~mode_keeper() {
-    for (const auto& model : models_) restore(*model.module);
-  }
-
-  void evaluate() const {
-    for (const auto& model : models_) model.module->eval();
-  }
-
- private:
-  void remember(const torch::nn::Module& module) {
-    training_.emplace(&module, module.is_training());
-    for (const auto& child : module.children()) remember(*child);
-  }
-  // `train` is recursive, so parents come first, and a module with two parents again after the second.
-  void restore(torch::nn::Module& module) const {
-    module.train(training_.at(&module));
-    for (const auto& child : module.children()) restore(*child);
-  }
-
-  const std::vector<rondo::detail::named_model>& models_;
-  std::unordered_map<const torch::nn::Module*, bool> training_;
-};
-
-}  // namespace
-
-void metric_set::add(std::unique_ptr<base> metric) {
-  const auto name = metric->name();
-  for (const auto& other : all_)
-    if (!name.empty() && other->name() == name)
-      throw option_error("metrics", "two called '" + name + "'", "one metric of each name");
-  all_.push_back(std::move(metric));
-}
-
-void metric_set::add_loss() {
-  const auto is_loss = [](const auto& metric) { return metric->name() == "loss"; };
-  if (std::any_of(all_.begin(), all_.end(), is_loss)) return;
-  all_.insert(all_.begin(), std::make_unique<model<metrics::loss>>(metrics::loss()));
-}
-
-void metric_set::reset() {
-  for (const auto& metric : all_) metric->reset();
-}
-
-void metric_set::update(context& ctx, const at::Tensor& output, const at::Tensor& target) {
-  for (const auto& metric : all_) metric->update(ctx, output, target);
-}
-
-void metric_set::report(context& ctx) {
-  for (const auto& metric : all_) metric->report(ctx);
-}
 
 evaluation::evaluation(evaluator_options options, std::unique_ptr<evaluation_pass> pass)
     : options_(std::move(options)), pass_(std::move(pass)) {}
@@ -118,6 +57,7 @@ task<> evaluation::measure(context& ctx) {
     any = true;
     if (work.due()) co_await work.point();
   }
+  if (ctx.group().world_size() > 1) any = co_await join_ranks(ctx, any);
   if (!any)
     throw option_error("batches", "no batch for '" + options_.name + "'",
                        "a range that gives batches every time it is iterated over");
@@ -125,11 +65,37 @@ task<> evaluation::measure(context& ctx) {
   pass_->report(ctx);
 }
 
+/// Whether any rank has had a batch.
+task<bool> evaluation::join_ranks(context& ctx, bool any) {
+  const auto group = ctx.group().channel(options_.name);
+  std::string mine = any ? "1" : "0";
+  mine += pass_->part();
+  distributed::rank_group::joiner join = [this](const std::vector<std::string>& parts) { return joined(parts); };
+  auto merging = group.merge(std::move(mine), std::move(join));
+  const auto whole = co_await std::move(merging);
+  pass_->join({whole.substr(1)});
+  co_return whole.front() == '1';
+}
+
+/// The part that says what all of these do. Whether there was a batch, and what was measured.
+std::string evaluation::joined(std::vector<std::string> parts) {
+  bool any = false;
+  for (auto& part : parts) {
+    any = any || part.front() == '1';
+    part.erase(0, 1);
+  }
+  pass_->join(parts);
+  std::string whole = any ? "1" : "0";
+  whole += pass_->part();
+  return whole;
+}
+
 // Not a coroutine: gradient mode belongs to the thread, and all of this must be as it was before anybody else runs.
 void evaluation::evaluate_some(context& ctx, const interruptible_work& work) {
   const c10::AutoGradMode no_gradients(false);
-  const mode_keeper modes(ctx);
-  modes.evaluate();
+  std::vector<torch::nn::Module*> models;
+  for (const auto& model : ctx.models()) models.push_back(model.module.get());
+  const evaluation_mode modes(std::move(models));
   auto reports = ctx.put_reports_aside();
   do pass_->step(ctx, reports.current());
   while (!work.due() && !pass_->ready() && !pass_->exhausted());

@@ -18,7 +18,8 @@
 #include "rondo/data/example.hpp"
 #include "rondo/data/pass.hpp"
 #include "rondo/data/stage.hpp"
-#include "rondo/extensions/metrics.hpp"
+#include "rondo/error.hpp"
+#include "rondo/extensions/metric_set.hpp"
 #include "rondo/loop/context.hpp"
 #include "rondo/loop/extension.hpp"
 #include "rondo/report/observations.hpp"
@@ -47,6 +48,10 @@ class evaluation_pass {
   /// Evaluates the current batch and goes to the next. Models are in evaluation mode and there are no gradients;
   /// whatever is reported goes to `reports` instead of the iteration's observations.
   virtual void step(context& ctx, observations& reports) = 0;
+  /// What this rank has measured, or what was joined.
+  [[nodiscard]] virtual std::string part() = 0;
+  /// Takes what these parts say together, in the order of ranks, for what was measured.
+  virtual void join(const std::vector<std::string>& parts) = 0;
   /// Reports the results, under the evaluator's name.
   virtual void report(context& ctx) = 0;
 };
@@ -78,64 +83,6 @@ class batch_pass : public evaluation_pass {
   data::pass<Batches> batches_;
 };
 
-/// The metrics of an evaluator, the loop's loss included.
-class metric_set {
- public:
-  template <metrics::metric M>
-  void add(M metric) {
-    add(std::make_unique<model<M>>(std::move(metric)));
-  }
-  /// Puts the loop's loss first, unless there is something called "loss".
-  void add_loss();
-  void reset();
-  void update(context& ctx, const at::Tensor& output, const at::Tensor& target);
-  void report(context& ctx);
-
- private:
-  struct base {
-    virtual ~base() = default;
-    [[nodiscard]] virtual std::string name() const = 0;
-    virtual void reset() = 0;
-    virtual void update(context& ctx, const at::Tensor& output, const at::Tensor& target) = 0;
-    virtual void report(context& ctx) = 0;
-  };
-
-  template <class M>
-  struct model final : base {
-    static constexpr bool has_one_value = metrics::detail::number<metrics::detail::computed_t<M>>;
-
-    explicit model(M m) : metric(std::move(m)) {}
-    [[nodiscard]] std::string name() const override {
-      if constexpr (has_one_value)
-        return std::as_const(metric).name();
-      else
-        return {};
-    }
-    void reset() override { metric.reset(); }
-    void update([[maybe_unused]] context& ctx, const at::Tensor& output, const at::Tensor& target) override {
-      if constexpr (metrics::detail::takes_context<M>)
-        metric.update(ctx, output, target);
-      else
-        metric.update(output, target);
-    }
-    void report(context& ctx) override {
-      if constexpr (has_one_value) {
-        ctx.report(name(), metric.compute());
-      } else {
-        const auto all = metric.compute();
-        for (const auto& [key, value] : all) ctx.report(std::string(key), value);
-      }
-    }
-
-    M metric;
-  };
-
-  /// Throws `option_error` when there is one of that name.
-  void add(std::unique_ptr<base> metric);
-
-  std::vector<std::unique_ptr<base>> all_;
-};
-
 /// Batches with `data` and `target` through the loop's model into metrics.
 template <class Batches>
 class metrics_pass final : public batch_pass<Batches> {
@@ -153,9 +100,13 @@ class metrics_pass final : public batch_pass<Batches> {
   }
   void step(context& ctx, observations&) override {
     const auto batch = this->take_batch(ctx);
-    metrics_.update(ctx, ctx.forward(batch.data), batch.target);
+    metrics_.update(&ctx, ctx.forward(batch.data), batch.target);
   }
-  void report(context& ctx) override { metrics_.report(ctx); }
+  [[nodiscard]] std::string part() override { return metrics_.part(); }
+  void join(const std::vector<std::string>& parts) override { metrics_.join(parts); }
+  void report(context& ctx) override {
+    for (const auto& [key, value] : metrics_.results()) ctx.report(key, value);
+  }
 
  private:
   void forget() override { metrics_.reset(); }
@@ -174,6 +125,11 @@ class custom_pass final : public batch_pass<Batches> {
     reports.clear();
     std::invoke(step_, ctx, batch);
     add(reports, static_cast<double>(data::item_count(batch)));
+  }
+  [[nodiscard]] std::string part() override { return means_.pack(); }
+  void join(const std::vector<std::string>& parts) override {
+    means_.clear();
+    for (const auto& part : parts) means_.merge(summary_table::unpack(part));
   }
   void report(context& ctx) override {
     for (const auto& key : means_.keys()) ctx.report(key, means_.find(key)->mean());
@@ -203,6 +159,8 @@ class evaluation {
  private:
   task<> evaluate(context& ctx);
   task<> measure(context& ctx);
+  task<bool> join_ranks(context& ctx, bool any);
+  std::string joined(std::vector<std::string> parts);
   void evaluate_some(context& ctx, const interruptible_work& work);
 
   evaluator_options options_;
@@ -229,8 +187,12 @@ concept evaluation_step =
 /// time. As for the loop, a view is copied, a temporary container is taken over, one with a name is referred to and
 /// must outlive the loop.
 ///
-/// Between two batches, now and then, and while it waits for data, the event loop runs. A signal that ends training breaks
-/// an evaluation off, and the resumed run does it again, if a `snapshot` saves the run (`interruptible_work`).
+/// Between two batches, now and then, and while it waits for data, the event loop runs. A signal that ends training
+/// breaks an evaluation off, and the resumed run does it again, if a `snapshot` saves the run (`interruptible_work`).
+///
+/// With several ranks, each evaluates the batches that it is given (`data::distributed(rank, world_size, {.even =
+/// false})`), and all report the same: the results over the samples of all ranks together (see `metrics::metric`). A
+/// rank may have no batch at all. Ranks that are given the same batches get the same results as one.
 ///
 /// Default trigger every(1_epochs), priority `writer`, so that logs of the same iteration see the results; no state.
 /// Emits `event::evaluation_started` and `_completed`. Throws `option_error` before training when the loop is not

@@ -13,6 +13,7 @@
 #include "rondo/error.hpp"
 #include "rondo/event/events.hpp"
 #include "rondo/extensions/line_file.hpp"
+#include "rondo/extensions/output_file.hpp"
 #include "rondo/log.hpp"
 #include "rondo/loop/context.hpp"
 #include "rondo/report/summary.hpp"
@@ -68,33 +69,31 @@ std::string joined(const std::vector<std::string>& names) {
   return names.empty() ? "none" : fmt::format("{}", fmt::join(names, ", "));
 }
 
-void require_file_name(const std::string& name) {
-  const bool hidden_meaning = name.empty() || name == "." || name == "..";
-  if (hidden_meaning || name.find('/') != std::string::npos || name.find('\0') != std::string::npos)
-    throw option_error("filename", "'" + name + "'", "the name of a file in the loop's out directory, without '/'");
-}
-
 class log_writer {
  public:
   explicit log_writer(log_report_options options) : options_(std::move(options)) {}
 
   void attach(context& ctx) {
+    several_ = ctx.group().world_size() > 1;
+    if (several_) return attach_with_others(ctx);
     file_.emplace(ctx.out() / options_.filename);
     ctx.on<event::training_started>([this, &ctx] { begin(ctx); });
     // The last iteration of an epoch waits for its epoch, whose handlers may have something to report.
     ctx.on<event::iteration_completed>([this, &ctx] {
-      if (!ctx.now().epoch_end) record(ctx);
+      if (!ctx.now().epoch_end && record(ctx)) write(ctx, ctx.elapsed_time());
     });
-    ctx.on<event::epoch_completed>([this, &ctx] { record(ctx); });
-    ctx.on_end<event::training_completed>([this] {
-      if (std::exchange(writer_begun_, false)) options_.writer->end();
+    ctx.on<event::epoch_completed>([this, &ctx] {
+      if (record(ctx)) write(ctx, ctx.elapsed_time());
     });
+    end_with(ctx);
   }
 
   [[nodiscard]] state::value state_dict() const {
     state::list seen(seen_.begin(), seen_.end());
+    auto means = joined_;
+    means.merge(means_);
     return state::dict{{"trigger", options_.trigger.state_dict()},
-                       {"summary", means_.state_dict()},
+                       {"summary", means.state_dict()},
                        {"seen", std::move(seen)},
                        {"position", position_}};
   }
@@ -110,13 +109,72 @@ class log_writer {
     if (position < 0) throw state_error("position", fmt::format("is {}, which is not a position in a file", position));
 
     options_.trigger = std::move(when);
-    means_ = std::move(means);
+    (several_ ? joined_ : means_) = std::move(means);
     seen_ = std::move(seen);
     position_ = position;
     loaded_ = true;
   }
 
  private:
+  /// Every rank keeps the same account, of what all have reported; the first one writes.
+  void attach_with_others(context& ctx) {
+    if (ctx.is_first_rank()) file_.emplace(ctx.out() / options_.filename);
+    ctx.on<event::training_started>([this, &ctx]() -> task<> { return begin_with_others(ctx); });
+    ctx.on<event::iteration_completed>(
+        [this, &ctx]() -> task<> { return record_with_others(ctx, !ctx.now().epoch_end); });
+    ctx.on<event::epoch_completed>([this, &ctx]() -> task<> { return record_with_others(ctx, true); });
+    // A snapshot keeps one rank's account, so that it must be that of all.
+    ctx.on<event::snapshot_started>(
+        [this, &ctx](const event::snapshot_started& e) -> task<> { return e.alone ? nothing() : join_ranks(ctx); });
+    if (ctx.is_first_rank()) end_with(ctx);
+  }
+
+  static task<> nothing() { co_return; }
+
+  void end_with(context& ctx) {
+    ctx.on_end<event::training_completed>([this] {
+      if (std::exchange(writer_begun_, false)) options_.writer->end();
+    });
+  }
+
+  task<> begin_with_others(context& ctx) {
+    if (ctx.is_first_rank()) begin(ctx);
+    const auto group = ctx.group().channel(ctx.name());
+    const auto position = co_await group.broadcast(std::to_string(position_));
+    position_ = std::stoll(position);
+  }
+
+  task<> record_with_others(context& ctx, bool wanted) {
+    if (!wanted) co_return;
+    bool due = record(ctx);
+    const auto group = ctx.group().channel(ctx.name());
+    if (!options_.trigger.same_on_all_ranks()) due = group.first_says(due);
+    if (!due) co_return;
+    co_await join_ranks(ctx);
+    write(ctx, elapsed_time_);
+  }
+
+  /// Each rank's part: its time, a space, and the table of its means.
+  static std::string_view table_in(std::string_view part) { return part.substr(part.find(' ') + 1); }
+
+  static std::string merged(const std::vector<std::string>& parts) {
+    summary_table whole;
+    for (const auto& part : parts) whole.merge(summary_table::unpack(table_in(part)));
+    return parts.front().substr(0, parts.front().find(' ') + 1) + whole.pack();
+  }
+
+  task<> join_ranks(context& ctx) {
+    const auto group = ctx.group().channel(ctx.name());
+    std::string mine = fmt::format("{} ", ctx.elapsed_time());
+    mine += means_.pack();
+    auto merging = group.merge(std::move(mine), merged);
+    const auto whole = co_await std::move(merging);
+    means_.clear();
+    joined_.merge(summary_table::unpack(table_in(whole)));
+    for (const auto& key : joined_.keys()) see(key);
+    elapsed_time_ = std::stod(whole);
+  }
+
   void begin(context& ctx) {
     // First, so that a mistake in the writer's options costs no line of an earlier log.
     if (options_.writer) {
@@ -125,7 +183,7 @@ class log_writer {
     }
     if (loaded_)
       go_back_to(position_);
-    else if (ctx.iteration() > 0)
+    else if (options_.append || ctx.iteration() > 0)
       position_ = file_->whole_lines(file_->size());
     else
       position_ = 0;
@@ -141,37 +199,43 @@ class log_writer {
         file_->path().string(), position, position_));
   }
 
-  void record(context& ctx) {
+  /// Whether it is time for a line.
+  bool record(context& ctx) {
     ctx.reported().for_each([this](const std::string& key, const observation& value) {
-      if (std::find(seen_.begin(), seen_.end(), key) == seen_.end()) seen_.push_back(key);
+      see(key);
       if (wanted(key)) means_.add(key, value);
     });
-    if (options_.trigger.due(ctx.now())) write(ctx);
+    return options_.trigger.due(ctx.now());
+  }
+
+  void see(const std::string& key) {
+    if (std::find(seen_.begin(), seen_.end(), key) == seen_.end()) seen_.push_back(key);
   }
 
   [[nodiscard]] bool wanted(const std::string& key) const {
     return options_.keys.empty() || std::find(options_.keys.begin(), options_.keys.end(), key) != options_.keys.end();
   }
 
-  void write(context& ctx) {
-    warn_of_unknown_keys();
+  void write(context& ctx, double elapsed_time) {
+    if (ctx.is_first_rank()) warn_of_unknown_keys();
     state::dict entry = take_means();
     entry.insert_or_assign("epoch", ctx.epoch());
     entry.insert_or_assign("iteration", ctx.iteration());
-    entry.insert_or_assign("elapsed_time", ctx.elapsed_time());
+    entry.insert_or_assign("elapsed_time", elapsed_time);
     if (options_.postprocess) options_.postprocess(entry);
     const std::string line = json_line(entry);
-    file_->append(line);
+    if (file_) file_->append(line);
     position_ += static_cast<std::int64_t>(line.size());
-    if (options_.writer) options_.writer->write(ctx.iteration(), numbers_in(entry));
+    if (options_.writer && ctx.is_first_rank()) options_.writer->write(ctx.iteration(), numbers_in(entry));
     ctx.post<extensions::log_entry>(ctx.name(), std::move(entry));
   }
 
   state::dict take_means() {
+    auto& means = several_ ? joined_ : means_;
     state::dict all;
     for (const auto& key : options_.keys.empty() ? seen_ : options_.keys)
-      if (const auto* one = means_.find(key)) all.insert_or_assign(key, one->mean());
-    means_.clear();
+      if (const auto* one = means.find(key)) all.insert_or_assign(key, one->mean());
+    means.clear();
     return all;
   }
 
@@ -187,7 +251,10 @@ class log_writer {
 
   log_report_options options_;
   std::optional<extensions::line_file> file_;
-  summary_table means_;
+  summary_table means_;   // of this rank, since all ranks' were joined
+  summary_table joined_;  // of all ranks, the same on each
+  bool several_ = false;
+  double elapsed_time_ = 0.0;      // of rank 0, when they were joined
   std::vector<std::string> seen_;  // the columns' order, which must survive a resume
   std::int64_t position_ = 0;
   bool loaded_ = false;
@@ -198,7 +265,7 @@ class log_writer {
 }  // namespace
 
 extension log_report(log_report_options options) {
-  require_file_name(options.filename);
+  detail::require_file_name(options.filename);
   return make_extension("log_report", std::make_shared<log_writer>(std::move(options)));
 }
 

@@ -37,19 +37,26 @@ struct log_report_options {
   /// `postprocess`, without `iteration`, which they belong to; other values and nested ones are left out; NaN and
   /// infinities are themselves. Default: none.
   std::shared_ptr<report_writer> writer = nullptr;
+  /// Whether a run that starts afresh keeps the lines that are in the file and adds its own behind them. A last line
+  /// without an end, of a run that was killed, goes. Default: the file is replaced.
+  bool append = false;
 };
 
 /// Averages every observation, weighted, over the iterations since the last line, and writes the means, `epoch`,
 /// `iteration` and `elapsed_time` (seconds) as one JSON object per line whenever its trigger fires. NaN and infinities
 /// become null. Emits `extensions::log_entry`.
 ///
-/// A run that starts afresh replaces the file. A run that goes on from a snapshot cuts the file off where it was when
-/// the snapshot was taken, so that the log of a killed and resumed training equals that of an unbroken one (except for
-/// `elapsed_time`).
+/// A run that starts afresh replaces the file, or keeps its lines with `append`. A run that goes on from a snapshot
+/// cuts the file off where it was when the snapshot was taken, so that the log of a killed and resumed training equals
+/// that of an unbroken one (except for `elapsed_time`).
+///
+/// With several ranks, the means are over what all of them have reported, and rank 0 writes; the entries are the same
+/// on every rank (`elapsed_time` is rank 0's), if `postprocess` does the same on each.
 ///
 /// Name "log_report", priority `reader`. At the end of an epoch it also sees what is reported at `epoch_completed`, by
 /// extensions that run before it. Throws `option_error` for a bad file name at once; `io_error` before training when
-/// the file cannot be opened, and later when a line cannot be written, which ends training; so does what the writer throws.
+/// the file cannot be opened, and later when a line cannot be written, which ends training; so does what the writer
+/// throws.
 [[nodiscard]] extension log_report(log_report_options options = {});
 
 }  // namespace rondo

@@ -44,6 +44,7 @@ class table_printer {
         terminal_(options_.terminal.value_or(extensions::is_terminal(*options_.out))) {}
 
   void attach(context& ctx) {
+    speaks_ = ctx.is_first_rank();
     ctx.on<extensions::log_entry>([this](const extensions::log_entry& entry) {
       if (options_.log_report.empty() || options_.log_report == entry.source) print(entry.values);
     });
@@ -77,7 +78,7 @@ class table_printer {
     if (terminal_) text += extensions::clear_below;
     if (!begun_) text += header(entry);
     text += row(entry);
-    *options_.out << text << std::flush;
+    if (speaks_) *options_.out << text << std::flush;
   }
 
   std::string header(const state::dict& first) {
@@ -111,6 +112,7 @@ class table_printer {
   }
 
   void warn_of_blanks() const {
+    if (!speaks_) return;
     if (seen_.empty()) {
       log::warn(
           "print_report has printed nothing, because no log_report has written an entry: attach one, with a trigger "
@@ -126,6 +128,7 @@ class table_printer {
   print_report_options options_;
   bool terminal_;
   bool begun_ = false;
+  bool speaks_ = true;  // one of several ranks does
   std::set<std::string> seen_;
 };
 

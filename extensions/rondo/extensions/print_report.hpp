@@ -22,6 +22,8 @@ struct print_report_options {
 /// the first entry. Numbers have up to 6 significant digits; what an entry does not have stays blank. The header comes
 /// before the first line.
 ///
+/// With several ranks, rank 0 prints.
+///
 /// Name "print_report", priority `reader`. State: the columns, and what entries have had so far; a resumed run prints
 /// its own lines, in the same columns, under a header of their own. Warns at the end of training when there was nothing
 /// to print, or nothing in a column, over all resumes. Throws `option_error` when `out` is null.

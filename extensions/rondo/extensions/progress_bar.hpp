@@ -29,6 +29,8 @@ struct progress_bar_options {
 /// lines; at the end one line that stays. The bars are of the whole training (if it is known how long that is) and of
 /// the epoch (if its length is known); whichever of `max_epochs` and `max_iterations` is reached first counts.
 ///
+/// With several ranks, rank 0 shows it.
+///
 /// Name "progress_bar", priority `reader`, no state. Throws `option_error` for the options.
 [[nodiscard]] extension progress_bar(progress_bar_options options = {});
 

@@ -1,5 +1,6 @@
 #include "rondo/checkpoint/catalog.hpp"
 
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -10,6 +11,7 @@
 #include <utility>
 
 #include "rondo/checkpoint/reader.hpp"
+#include "rondo/checkpoint/sharded.hpp"
 #include "rondo/checkpoint/verify.hpp"
 #include "rondo/error.hpp"
 
@@ -35,6 +37,43 @@ bool looks_like_a_snapshot(const std::filesystem::path& file, std::uint64_t size
   const auto tail = part_of(file, size - std::min(size, looked_at));
   const auto manifest = tail.find("/" + std::string(manifest_record));
   return manifest != std::string::npos && tail.find("PK\x05\x06", manifest) != std::string::npos;
+}
+
+/// The file that says what the snapshot is.
+std::filesystem::path telling_file(const std::filesystem::path& snapshot) {
+  return is_sharded(snapshot) ? snapshot / sharded_index : snapshot;
+}
+
+std::uint64_t size_of_files(const std::filesystem::path& directory) {
+  std::uint64_t sum = 0;
+  std::error_code failed;
+  std::filesystem::directory_iterator entry(directory, failed);
+  for (; !failed && entry != std::filesystem::directory_iterator(); entry.increment(failed)) {
+    std::error_code gone;
+    const auto size = std::filesystem::file_size(entry->path(), gone);
+    if (!gone) sum += size;
+  }
+  return sum;
+}
+
+std::string refusal(std::filesystem::file_type kind) {
+  if (kind == std::filesystem::file_type::symlink)
+    return "is a symbolic link, which is not followed; copy or move the file itself here";
+  return "has the name of a snapshot, but is no regular file and no complete sharded snapshot";
+}
+
+[[noreturn]] void fail(const char* operation, const std::filesystem::path& path) {
+  throw io_error(operation, path, std::error_code(errno, std::generic_category()));
+}
+
+void sync_directory(const std::filesystem::path& directory) {
+  const int opened = ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (opened < 0) fail("open", directory);
+  const bool synced = ::fsync(opened) == 0;
+  const int reason = errno;
+  ::close(opened);
+  errno = reason;
+  if (!synced) fail("sync", directory);
 }
 
 bool is_newer(const cataloged_snapshot& a, const cataloged_snapshot& b) {
@@ -77,15 +116,13 @@ void catalog::refresh() {
 void catalog::examine_entry(const std::filesystem::path& file, std::map<std::string, finding>& known) {
   std::error_code gone;
   const auto kind = std::filesystem::symlink_status(file, gone).type();
-  if (kind != std::filesystem::file_type::regular) {
+  if (kind != std::filesystem::file_type::regular && !is_sharded(file)) {
     if (is_snapshot_ && std::filesystem::status_known(std::filesystem::file_status(kind)) &&
         kind != std::filesystem::file_type::not_found)
-      rejected_.push_back({file, kind == std::filesystem::file_type::symlink
-                                     ? "is a symbolic link, which is not followed; copy or move the file itself here"
-                                     : "has the name of a snapshot, but is no regular file"});
+      rejected_.push_back({file, refusal(kind)});
     return;
   }
-  const auto now = identify(file);
+  const auto now = identify(telling_file(file));
   if (!now) return;
   const auto name = file.filename().string();
   const auto before = known_.find(name);
@@ -96,29 +133,34 @@ void catalog::examine_entry(const std::filesystem::path& file, std::map<std::str
 }
 
 std::optional<catalog::finding> catalog::examine(const std::filesystem::path& file) const {
-  const auto now = identify(file);
-  if (!now || (!is_snapshot_ && !looks_like_a_snapshot(file, now->size))) return std::nullopt;
+  const auto telling = telling_file(file);
+  const auto now = identify(telling);
+  if (!now || (!is_snapshot_ && !looks_like_a_snapshot(telling, now->size))) return std::nullopt;
+  const auto size = telling == file ? now->size : size_of_files(file);
   try {
-    const auto opened = reader::open(file);
-    if (opened.info()) return finding{*now, opened.info()->info, ""};
+    const auto opened = reader::open(telling);
+    if (opened.info()) return finding{*now, opened.info()->info, "", size};
     if (!is_snapshot_) return std::nullopt;
     return finding{*now, std::nullopt,
-                   "was written by torch.save or another program: it has no manifest (record rondo.json)"};
+                   "was written by torch.save or another program: it has no manifest (record rondo.json)", size};
   } catch (const error& problem) {
-    if (!identify(file)) return std::nullopt;  // removed meanwhile
-    return finding{*now, std::nullopt, problem.what()};
+    if (!identify(telling)) return std::nullopt;  // removed meanwhile
+    return finding{*now, std::nullopt, problem.what(), size};
   }
 }
 
 void catalog::file_under(const std::filesystem::path& file, const finding& found) {
   if (!found.info) return rejected_.push_back({file, found.problem});
   auto& list = found.info->mid_iteration ? interrupted_ : snapshots_;
-  list.push_back({file, *found.info, found.file.size});
+  list.push_back({file, *found.info, found.size});
 }
 
 std::optional<std::string> catalog::problem_of(const cataloged_snapshot& snapshot) {
   try {
-    verify(reader::open(snapshot.path));
+    if (is_sharded(snapshot.path))
+      verify(sharded_reader::open(snapshot.path));
+    else
+      verify(reader::open(snapshot.path));
     return std::nullopt;
   } catch (const error& problem) {
     return problem.what();
@@ -127,12 +169,18 @@ std::optional<std::string> catalog::problem_of(const cataloged_snapshot& snapsho
 
 bool catalog::remove(const cataloged_snapshot& snapshot) {
   const auto known = known_.find(snapshot.path.filename().string());
-  const auto now = identify(snapshot.path);
+  const auto telling = telling_file(snapshot.path);
+  const auto now = identify(telling);
   if (known == known_.end() || !now || *now != known->second.file) return false;
-  if (::unlink(snapshot.path.c_str()) != 0) {
+  if (::unlink(telling.c_str()) != 0) {
     if (errno == ENOENT) return false;
-    throw io_error("remove", snapshot.path, std::error_code(errno, std::generic_category()));
+    fail("remove", telling);
   }
+  if (telling == snapshot.path) return true;
+  sync_directory(snapshot.path);
+  std::error_code failed;
+  std::filesystem::remove_all(snapshot.path, failed);
+  if (failed) throw io_error("remove", snapshot.path, failed);
   return true;
 }
 

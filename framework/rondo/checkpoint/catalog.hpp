@@ -13,11 +13,12 @@
 
 namespace rondo::checkpoint {
 
-/// A file in a directory that says of itself that it is a snapshot. Its data has not been verified.
+/// A file in a directory that says of itself that it is a snapshot, or a sharded snapshot (sharded.hpp). Its data has
+/// not been verified.
 struct cataloged_snapshot {
   std::filesystem::path path;
   snapshot_info info;
-  std::uint64_t size = 0;  ///< of the file, in bytes
+  std::uint64_t size = 0;  ///< of the file, or of all files of a sharded one, in bytes
 };
 
 /// A file that is named or begins or ends like a snapshot and cannot be read as one.
@@ -26,8 +27,9 @@ struct rejected_snapshot {
   std::string reason;
 };
 
-/// The snapshots in a directory, newest first, by the iteration that is recorded inside them. Files are only read,
-/// subdirectories are not looked into. Not safe for use by several threads at once.
+/// The snapshots in a directory, newest first, by the iteration that is recorded inside them. Files are only read; of
+/// subdirectories, only those are looked into that are sharded snapshots, complete ones. Not safe for use by several
+/// threads at once.
 class catalog {
  public:
   /// Whether a name in the directory is that of a snapshot.
@@ -50,11 +52,12 @@ class catalog {
   /// By name.
   [[nodiscard]] const std::vector<rejected_snapshot>& rejected() const noexcept { return rejected_; }
 
-  /// Reads the whole file and says what is wrong with it, or nothing for a sound one. A result is not kept.
+  /// Reads the whole snapshot and says what is wrong with it, or nothing for a sound one. A result is not kept.
   [[nodiscard]] static std::optional<std::string> problem_of(const cataloged_snapshot& snapshot);
 
-  /// Removes the file unless another one has got its name since the directory was read: a snapshot that a running
-  /// trainer has just put there stays. Returns whether it was removed. The name's removal is not synced.
+  /// Removes the snapshot unless another one has got its name since the directory was read: one that a running trainer
+  /// has just put there stays. Returns whether it was removed. The name's removal is not synced. Of a sharded one goes
+  /// "complete" first, durably, so that it counts as none from then on.
   /// Throws `io_error` when the system refuses.
   bool remove(const cataloged_snapshot& snapshot);
 
@@ -70,9 +73,10 @@ class catalog {
   };
   // One of the two is there.
   struct finding {
-    identity file;
+    identity file;  // of "complete" for a sharded one
     std::optional<snapshot_info> info;
     std::string problem;
+    std::uint64_t size = 0;
   };
 
   [[nodiscard]] static std::optional<identity> identify(const std::filesystem::path& file);

@@ -91,6 +91,22 @@ std::uint32_t write_data(joining_sink& out, std::span<const std::byte> data) {
   return checksum;
 }
 
+// `read(offset, piece)` fills in a piece.
+template <class Read>
+std::uint32_t write_promised(joining_sink& out, std::uint64_t size, const Read& read) {
+  std::uint32_t checksum = 0;
+  std::vector<std::byte> buffer(static_cast<std::size_t>(std::min<std::uint64_t>(piece_size, size)));
+  for (std::uint64_t done = 0; done < size;) {
+    const auto piece =
+        std::span(buffer).first(static_cast<std::size_t>(std::min<std::uint64_t>(buffer.size(), size - done)));
+    read(done, piece);
+    checksum = crc32(piece, checksum);
+    out.write(piece);
+    done += piece.size();
+  }
+  return checksum;
+}
+
 void put(std::span<std::byte> image, std::uint64_t offset, std::span<const std::byte> bytes) {
   if (!bytes.empty()) std::memcpy(image.data() + offset, bytes.data(), bytes.size());
 }
@@ -170,6 +186,10 @@ void encoder::write(const byte_sink& sink) const {
   for (const auto& item : storages_)
     if (item.data.size() != item.size())
       throw std::logic_error(fmt::format("the bytes of storage '{}' are not there to be written", item.key));
+  write(sink, nullptr);
+}
+
+void encoder::write(const byte_sink& sink, const storage_source& source) const {
   joining_sink out(sink);
   std::vector<std::uint32_t> checksums;
   std::vector<std::byte> frame;
@@ -179,9 +199,11 @@ void encoder::write(const byte_sink& sink) const {
     out.write(frame);
   };
   const auto write_record = [&](std::span<const std::byte> data) {
-    const auto& place = plan_.records()[checksums.size()];
+    const auto i = checksums.size();
+    const auto& place = plan_.records()[i];
     write_frame([&] { plan_.append_header(frame, place); });
-    checksums.push_back(write_data(out, data));
+    const auto read = [&](std::uint64_t offset, std::span<std::byte> to) { source(i - first_storage, offset, to); };
+    checksums.push_back(data.empty() ? write_promised(out, place.size, read) : write_data(out, data));
     write_frame([&] { plan_.append_descriptor(frame, place, checksums.back()); });
   };
 

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -26,6 +27,9 @@ struct storage {
   [[nodiscard]] std::uint64_t size() const noexcept { return data.empty() ? promised_size : data.size(); }
 };
 
+/// Gives bytes of storage `i` (in the order given to `encoder`), from `offset` on, as many as `out` has room for.
+using storage_source = std::function<void(std::size_t i, std::uint64_t offset, std::span<std::byte> out)>;
+
 /// Writes one checkpoint file. Construction describes it completely (everything but the storages' bytes is encoded,
 /// every offset is known); writing is one pass over the bytes. Not tied to a thread; `write` may be called again, and
 /// from several threads at once.
@@ -47,6 +51,9 @@ class encoder {
   /// joined, storages without being copied, in pieces that fit the CPU's cache. Throws `std::logic_error` when a
   /// storage's bytes are only promised.
   void write(const byte_sink& sink) const;
+  /// The same where bytes are only promised: `source` is asked for these, in the order of the file, in pieces. What it
+  /// throws passes through.
+  void write(const byte_sink& sink, const storage_source& source) const;
 
   // The other way is to build the file in memory and to write it later: `write_frame` and copies of the storages to
   // their offsets make an image, whose checksums `seal` (image.hpp) computes. It gives the same bytes as `write`.

@@ -15,10 +15,10 @@ namespace rondo::checkpoint {
 namespace {
 
 // A piece is still in the L2 cache when its checksum is computed. A chunk is what one thread takes at a time.
-constexpr std::uint64_t piece_size = 256 * 1024;
-constexpr std::uint64_t chunk_size = std::uint64_t{4} << 20;
+constexpr std::uint64_t cached_piece_size = 256 * 1024;
+constexpr std::uint64_t thread_chunk_size = std::uint64_t{4} << 20;
 // Below this, starting a thread takes longer than it saves.
-constexpr std::uint64_t bytes_per_thread = std::uint64_t{4} << 20;
+constexpr std::uint64_t bytes_worth_a_thread = std::uint64_t{4} << 20;
 
 struct chunk {
   std::size_t part;
@@ -29,9 +29,9 @@ std::vector<chunk> cut(std::span<const read_part> parts) {
   std::vector<chunk> chunks;
   chunks.reserve(parts.size());
   for (std::size_t i = 0; i < parts.size(); ++i)
-    for (std::uint64_t done = 0; done < parts[i].size; done += chunk_size) {
+    for (std::uint64_t done = 0; done < parts[i].size; done += thread_chunk_size) {
       auto* const to = parts[i].to == nullptr ? nullptr : parts[i].to + done;
-      chunks.push_back({i, {parts[i].offset + done, std::min(chunk_size, parts[i].size - done), to, 0}});
+      chunks.push_back({i, {parts[i].offset + done, std::min(thread_chunk_size, parts[i].size - done), to, 0}});
     }
   return chunks;
 }
@@ -61,8 +61,8 @@ class work {
  private:
   void read_chunk(read_part& part, std::vector<std::byte>& scratch) const {
     const bool in_pieces = checksums_ == read_checksums::compute || part.to == nullptr;
-    const auto step = in_pieces ? piece_size : chunk_size;
-    if (part.to == nullptr) scratch.resize(static_cast<std::size_t>(piece_size));
+    const auto step = in_pieces ? cached_piece_size : thread_chunk_size;
+    if (part.to == nullptr) scratch.resize(static_cast<std::size_t>(cached_piece_size));
     for (std::uint64_t done = 0; done < part.size; done += step) {
       const auto size = static_cast<std::size_t>(std::min(step, part.size - done));
       const std::span<std::byte> piece(part.to == nullptr ? scratch.data() : part.to + done, size);
@@ -85,7 +85,7 @@ void read_parts(std::span<read_part> parts, const read_function& read, int threa
   work all(parts, read, checksums);
   std::uint64_t bytes = 0;
   for (const auto& part : parts) bytes += part.size;
-  const auto useful = std::min(std::uint64_t(std::max(threads, 1)), bytes / bytes_per_thread);
+  const auto useful = std::min(std::uint64_t(std::max(threads, 1)), bytes / bytes_worth_a_thread);
   {
     std::vector<std::jthread> helpers;
     try {

@@ -36,7 +36,7 @@ struct type_name {
   std::string_view name;
   scalar_type type;
 };
-constexpr std::array<type_name, 11> types = {{
+constexpr std::array<type_name, 11> type_names = {{
     {"BOOL", scalar_type::boolean},
     {"U8", scalar_type::uint8},
     {"I8", scalar_type::int8},
@@ -176,8 +176,8 @@ class header_handler : public nlohmann::json_sax<json> {
     shape.push_back(static_cast<std::int64_t>(size));
   }
   scalar_type type_of(const std::string& text) const {
-    const auto at = std::ranges::find(types, text, &type_name::name);
-    if (at == types.end())
+    const auto at = std::ranges::find(type_names, text, &type_name::name);
+    if (at == type_names.end())
       fail_tensor(
           fmt::format("has the dtype '{}', which Rondo does not know; convert the tensor in Python, for "
                       "example with .to(torch.float32)",
@@ -543,8 +543,8 @@ void write_tensor(joining_sink& out, const tensor_descriptor& tensor, std::span<
 }
 
 std::string_view type_name_of(const tensor_descriptor& tensor, const std::string& path) {
-  const auto at = std::ranges::find(types, tensor.dtype, &type_name::type);
-  if (at == types.end())
+  const auto at = std::ranges::find(type_names, tensor.dtype, &type_name::type);
+  if (at == type_names.end())
     throw state_error(path, fmt::format("safetensors knows no dtype {}; convert the tensor, or store its real and "
                                         "imaginary parts (torch::view_as_real)",
                                         name(tensor.dtype)));

@@ -142,7 +142,7 @@ class pass {
     state::value stream;
     if (known_.is_there()) {
       state::list fields{known_.index};
-      fields.insert(fields.end(), known_.where.begin(), known_.where.end());
+      for (const auto place : known_.where) fields.emplace_back(place);
       stream = std::move(fields);
     }
     return {{"epoch", epoch_},

@@ -14,11 +14,14 @@
 #include "rondo/async/detail/parked.hpp"
 #include "rondo/async/detail/quiet_thread.hpp"
 #include "rondo/async/park.hpp"
+#include "rondo/async/trace.hpp"
 #include "rondo/data/sample_error.hpp"
 
 namespace rondo::data::detail {
 
 namespace {
+
+const trace::label& make_span = trace::intern("make", "data", "", "index");
 
 /// Sets the number of threads that LibTorch uses when it is called on this thread. `at::set_num_threads` would set it
 /// for the whole program; OpenMP, where LibTorch uses it, has one number for each thread.
@@ -115,6 +118,7 @@ std::optional<std::int64_t> prefetch_queue::claim() {
 }
 
 void prefetch_queue::make(element_maker& maker, std::int64_t index) noexcept {
+  const trace::span making(make_span, index);
   try {
     publish(index, maker.make(index) ? made : ended);
   } catch (...) {

@@ -12,11 +12,13 @@
 #include <optional>
 #include <string>
 #include <type_traits>
+#include <typeinfo>
 #include <utility>
 #include <vector>
 
 #include "rondo/async/mailbox.hpp"
 #include "rondo/async/task.hpp"
+#include "rondo/async/trace.hpp"
 #include "rondo/event/acknowledgement.hpp"
 #include "rondo/event/priority.hpp"
 
@@ -68,6 +70,9 @@ struct handler_place {
 
 namespace detail {
 
+/// What an event type is called in a trace: "iteration_completed".
+[[nodiscard]] std::string event_name(const std::type_info& type);
+
 class channel_base {
  public:
   virtual ~channel_base() = default;
@@ -80,8 +85,8 @@ class channel_base {
 ///     [300 a][300 b][100 c] │ [-100 d][-100 e]
 ///     gates asked one by one  gates asked together (settle), before d runs
 ///
-/// As long as everything finishes inline, emitting makes no coroutine frame. At the first coroutine handler that is due,
-/// or at the end of a priority in which a listener is still at work, the rest is handed to a coroutine (`finish`).
+/// As long as everything finishes inline, emitting makes no coroutine frame. At the first coroutine handler that is
+/// due, or at the end of a priority in which a listener is still at work, the rest is handed to a coroutine (`finish`).
 /// Coroutine handlers of one priority run one after the other; listeners side by side.
 template <class E>
 class channel final : public channel_base {
@@ -151,7 +156,8 @@ class channel final : public channel_base {
     return run(e, part::all, std::nullopt);
   }
 
-  /// Tells everybody in order, whatever the others throw: `thrown` gets each exception. For endings that nobody may miss.
+  /// Tells everybody in order, whatever the others throw: `thrown` gets each exception. For endings that nobody may
+  /// miss.
   task<> tell_all(const E& e, std::function<void(std::exception_ptr)> thrown) {
     emitting guard(*this);
     busy_listeners busy;
@@ -163,6 +169,7 @@ class channel final : public channel_base {
       }
       try {
         if (!wants(x, e)) continue;
+        const trace::span at_work(*x.label);
         if (x.start != nullptr)
           co_await x.start(x.self, e);
         else
@@ -231,6 +238,7 @@ class channel final : public channel_base {
     std::shared_ptr<void> owner;
     std::shared_ptr<gate> gate_owner;
     std::unique_ptr<const std::string> owner_name;  // apart: emitting never looks at it
+    const trace::label* label = nullptr;
   };
   enum class part { above, settled, all };
   using busy_listeners = std::vector<listener<E>*>;  // allocates only when one of them suspends
@@ -261,6 +269,7 @@ class channel final : public channel_base {
     added.hears_failure = how.hears_failure;
     added.only_if = how.only_if.get();
     added.gate_owner = std::move(how.only_if);
+    added.label = &trace::intern(how.owner, "extension", emission_.name);
     added.owner_name = std::make_unique<const std::string>(std::move(how.owner));
     joining_.push_back(std::move(added));
     if (depth_ == 0) admit();
@@ -312,13 +321,15 @@ class channel final : public channel_base {
   /// `owned` is the event, if it is to be kept until the end.
   std::optional<task<>> run(const E& e, part what, std::optional<held> owned, std::size_t from = 0) {
     emitting guard(*this);
+    trace::span emission(emission_);
     busy_listeners busy;
     halt stop = advance(e, what == part::settled ? boundary_ : from, what, busy);
     while (stop.why == halt::at_end && busy.empty()) {
       if (what != part::all) return std::nullopt;
       stop = enter_settled(e, what, busy);
     }
-    return finish(std::move(guard), e, std::move(stop), what, std::move(busy), std::move(owned));
+    return finish(std::move(guard), e, std::move(stop), what, std::move(busy), std::move(owned),
+                  std::move(emission));
   }
 
   /// Begins the second half of `part::all`.
@@ -328,10 +339,11 @@ class channel final : public channel_base {
     return advance(e, boundary_, what, busy);
   }
 
-  /// Runs what can run inline, from `i` on, to the end of the half that it is in. An exception ends the walk at once, but
-  /// is kept back in `halt::error` while listeners still hold the event.
+  /// Runs what can run inline, from `i` on, to the end of the half that it is in. An exception ends the walk at once,
+  /// but is kept back in `halt::error` while listeners still hold the event.
   halt advance(const E& e, std::size_t i, part what, busy_listeners& busy) {
     const std::size_t end = what == part::settled ? entries_.size() : boundary_;
+    const bool traced = trace::on();
     try {
       for (; i != end; ++i) {
         entry& x = entries_[i];
@@ -339,7 +351,10 @@ class channel final : public channel_base {
         const bool due = what == part::settled ? x.due : wants(x, e);
         if (!due) continue;
         if (x.start != nullptr) return {halt::at_handler, i};
-        tell(x, e, busy);
+        if (traced) [[unlikely]]
+          tell_traced(x, e, busy);
+        else
+          tell(x, e, busy);
       }
       return {halt::at_end, end};
     } catch (...) {
@@ -359,12 +374,18 @@ class channel final : public channel_base {
     }
   }
 
+  [[gnu::noinline]] static void tell_traced(entry& x, const E& e, busy_listeners& busy) {
+    const trace::span at_work(*x.label);
+    tell(x, e, busy);
+  }
+
   task<> finish([[maybe_unused]] emitting guard, const E& e, halt stop, part what, busy_listeners busy,
-                [[maybe_unused]] std::optional<held> owned) {
+                [[maybe_unused]] std::optional<held> owned, [[maybe_unused]] trace::span emission) {
     for (;;) {
       if (stop.why == halt::at_handler) {
         const auto outer = std::exchange(at_work_, what == part::above ? std::optional(stop.index) : std::nullopt);
         try {
+          const trace::span at_work(*entries_[stop.index].label);
           co_await entries_[stop.index].start(entries_[stop.index].self, e);
         } catch (...) {
           stop.error = std::current_exception();
@@ -395,14 +416,15 @@ class channel final : public channel_base {
   std::optional<std::size_t> at_work_;
   int depth_ = 0;
   bool closed_ = false;
+  const trace::label& emission_ = trace::intern(event_name(typeid(E)), "event");
 };
 
 }  // namespace detail
 
-/// Routes events from emitters to subscribers by type, on one thread. Subscribers run by descending priority, then in the
-/// order of registration; the next priority begins when everybody in this one has acknowledged. Gates at and below the
-/// snapshot priority are all asked before the first of those subscribers runs, so that a snapshot contains what all of
-/// them remember. Subscribing from within a handler is allowed and takes effect with the next emission.
+/// Routes events from emitters to subscribers by type, on one thread. Subscribers run by descending priority, then in
+/// the order of registration; the next priority begins when everybody in this one has acknowledged. Gates at and below
+/// the snapshot priority are all asked before the first of those subscribers runs, so that a snapshot contains what all
+/// of them remember. Subscribing from within a handler is allowed and takes effect with the next emission.
 class bus {
  public:
   bus() = default;
@@ -421,9 +443,9 @@ class bus {
     channel<E>().add_listener(std::move(how), who);
   }
 
-  /// Builds an `E` from `args` and delivers it now. Returns nothing if every subscriber finished inline, else a task that
-  /// must be awaited: `auto rest = bus.emit<E>(…); if (rest) co_await std::move(*rest);`. Throws what a handler throws;
-  /// subscribers after it are not called then.
+  /// Builds an `E` from `args` and delivers it now. Returns nothing if every subscriber finished inline, else a task
+  /// that must be awaited: `auto rest = bus.emit<E>(…); if (rest) co_await std::move(*rest);`. Throws what a handler
+  /// throws; subscribers after it are not called then.
   template <class E, class... Args>
   [[nodiscard]] std::optional<task<>> emit(Args&&... args) {
     return channel<E>().emit(std::forward<Args>(args)...);

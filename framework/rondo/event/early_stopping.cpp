@@ -26,11 +26,13 @@ class early_stopping_trigger {
     if (candidate) judge(*candidate);
     return at_limit || stale_ >= patience_;
   }
+  bool same_on_all_ranks() const { return limit_.same_on_all_ranks(); }
   std::string str() const {
     return fmt::format("'{}' without improvement for {} checks, or {}", mean_.key(), patience_, limit_.str());
   }
   state::value state_dict() const {
-    state::dict memory{{"mean", mean_.state_dict()}, {"limit", limit_.state_dict()}, {"stale", stale_}, {"best", nullptr}};
+    state::dict memory{
+        {"mean", mean_.state_dict()}, {"limit", limit_.state_dict()}, {"stale", stale_}, {"best", nullptr}};
     if (best_) memory["best"] = *best_;
     return memory;
   }

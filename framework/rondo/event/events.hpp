@@ -101,6 +101,7 @@ struct signal_received {
 struct snapshot_started {
   const std::filesystem::path& path;
   std::int64_t iteration;
+  bool alone = false;  ///< one of several ranks takes it without the others, after an error
 };
 
 /// When a snapshot is durable, or has failed. With a writer that works in the background that may be many iterations

@@ -59,15 +59,18 @@ struct every_iterations {
   iterations p;
   bool due(const moment& now) const { return passed_multiple(p, now); }
   std::string str() const { return fmt::format("every {} iterations", p.count); }
+  bool same_on_all_ranks() const { return true; }
 };
 
 struct every_epochs {
   epochs p;
   bool due(const moment& now) const { return passed_multiple(p, now); }
   std::string str() const { return fmt::format("every {} epochs", p.str()); }
+  bool same_on_all_ranks() const { return true; }
 };
 
 struct at_points {
+  bool same_on_all_ranks() const { return true; }
   std::vector<period> points;
 
   bool due(const moment& now) const {

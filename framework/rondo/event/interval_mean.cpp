@@ -5,10 +5,12 @@
 namespace rondo {
 
 std::optional<double> interval_mean::next(const moment& now) {
-  const bool due = check_.due(now);
+  bool due = check_.due(now);
+  if (now.ranks != nullptr && !check_.same_on_all_ranks()) due = now.ranks->first_says(due);
   if (now.observed != nullptr)
     if (const auto* value = now.observed->find(key_)) summary_.add(value->value(), value->weight());
   if (!due) return std::nullopt;
+  if (now.ranks != nullptr) summary_ = now.ranks->joined(summary_);
   if (summary_.empty()) {
     // Nothing to average: `at` names the key and lists what there is.
     if (now.observed == nullptr) throw observation_error(key_, "has not been reported");

@@ -9,7 +9,8 @@
 namespace rondo {
 
 /// The mean of one observation over the stretches between two firings of a trigger: what the value triggers and early
-/// stopping look at. State: the trigger's and the running summary's.
+/// stopping look at. With several ranks: over what all of them have reported, and the same on each. State: the
+/// trigger's and the running summary's.
 class interval_mean {
  public:
   interval_mean(std::string key, trigger check) : key_(std::move(key)), check_(std::move(check)) {}

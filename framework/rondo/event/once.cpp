@@ -10,6 +10,7 @@ class once_trigger {
 
   bool due(const moment&) { return !std::exchange(fired_, true); }
   std::string str() const { return on_resume_ ? "once per run" : "once"; }
+  bool same_on_all_ranks() const { return true; }
   state::value state_dict() const { return state::dict{{"fired", fired_}}; }
   void load_state_dict(const state::value& state) { fired_ = !on_resume_ && state.get<bool>("fired"); }
 

@@ -16,6 +16,7 @@ class combined {
     return both_ ? a && b : a || b;
   }
   std::string str() const { return fmt::format("({} {} {})", a_.str(), both_ ? "and" : "or", b_.str()); }
+  bool same_on_all_ranks() const { return a_.same_on_all_ranks() && b_.same_on_all_ranks(); }
   state::value state_dict() const { return state::dict{{"a", a_.state_dict()}, {"b", b_.state_dict()}}; }
   void load_state_dict(const state::value& state) {
     a_.load_state_dict(state.at("a"));
@@ -34,6 +35,7 @@ class negated {
 
   bool due(const moment& now) { return !a_.due(now); }
   std::string str() const { return "not " + a_.str(); }
+  bool same_on_all_ranks() const { return a_.same_on_all_ranks(); }
   state::value state_dict() const { return a_.state_dict(); }
   void load_state_dict(const state::value& state) { a_.load_state_dict(state); }
 
@@ -44,6 +46,7 @@ class negated {
 struct never_fires {
   bool due(const moment&) { return false; }
   std::string str() const { return "never"; }
+  bool same_on_all_ranks() const { return true; }
 };
 
 }  // namespace

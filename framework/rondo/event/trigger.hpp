@@ -11,10 +11,10 @@
 
 namespace rondo {
 
-/// What a trigger is: asked exactly once per iteration, at its end, it says whether now is the time. (As a gate of another
-/// event, `context::on<E>(trigger, …)`, it is asked once per emission instead.) It must be
-/// copyable (a copy has its own memory) and printable. One that remembers anything also has `state_dict()` and
-/// `load_state_dict(const state::value&)`.
+/// What a trigger is: asked exactly once per iteration, at its end, it says whether now is the time. (As a gate of
+/// another event, `context::on<E>(trigger, …)`, it is asked once per emission instead.) It must be copyable (a copy has
+/// its own memory) and printable. One that remembers anything also has `state_dict()` and `load_state_dict(const
+/// state::value&)`.
 template <class T>
 concept trigger_like = requires(T t, const T c, const moment& now) {
   { t.due(now) } -> std::same_as<bool>;
@@ -24,8 +24,8 @@ concept trigger_like = requires(T t, const T c, const moment& now) {
 /// Any trigger, by value. Copying copies its memory too. Training thread only.
 ///
 /// Ready-made ones: `every`, `at`, `once`, `time_interval`, `when`, `min_value`, `max_value`, `best_value`,
-/// `early_stopping`; combined by `||`, `&&` and `!`. Both sides of `||` and `&&` are always asked, because a trigger with
-/// memory has to see every iteration.
+/// `early_stopping`; combined by `||`, `&&` and `!`. Both sides of `||` and `&&` are always asked, because a trigger
+/// with memory has to see every iteration.
 class trigger {
  public:
   template <class T>
@@ -46,6 +46,11 @@ class trigger {
   /// For people: "every 2 epochs".
   [[nodiscard]] std::string str() const { return self_->str(); }
 
+  /// Whether all ranks of a training come to the same answer by themselves, because it follows from iterations and
+  /// epochs alone; rank 0 decides otherwise. A concrete trigger says so by a member `bool same_on_all_ranks() const`;
+  /// default: no.
+  [[nodiscard]] bool same_on_all_ranks() const { return self_->same_on_all_ranks(); }
+
   /// The memory of the trigger; an empty dict for one that has none.
   [[nodiscard]] state::value state_dict() const { return self_->state_dict(); }
   void load_state_dict(const state::value& state) { self_->load_state_dict(state); }
@@ -55,6 +60,7 @@ class trigger {
     virtual ~base() = default;
     virtual bool due(const moment&) = 0;
     virtual std::string str() const = 0;
+    virtual bool same_on_all_ranks() const = 0;
     virtual state::value state_dict() const = 0;
     virtual void load_state_dict(const state::value&) = 0;
     virtual std::unique_ptr<base> clone() const = 0;
@@ -74,6 +80,12 @@ class trigger {
     explicit model(U&& u) : concrete(std::forward<U>(u)) {}
     bool due(const moment& now) override { return concrete.due(now); }
     std::string str() const override { return concrete.str(); }
+    bool same_on_all_ranks() const override {
+      if constexpr (requires { concrete.same_on_all_ranks(); })
+        return concrete.same_on_all_ranks();
+      else
+        return false;
+    }
     state::value state_dict() const override {
       if constexpr (remembers)
         return concrete.state_dict();

@@ -9,7 +9,8 @@
 namespace rondo {
 
 /// Every time `check` fires, the mean of the observation `key` since the last time is compared with the best one so
-/// far; fires when `better(mean, best)` or when there was no best one yet. A NaN is never better. State: saved.
+/// far (with several ranks: the mean over all of them); fires when `better(mean, best)` or when there was no best one
+/// yet. A NaN is never better. State: saved.
 ///
 /// When `check` fires and `key` was not reported since the last time, `observation_error` lists what was reported.
 /// Default `check`: every epoch. (ppe: `BestValueTrigger`.)

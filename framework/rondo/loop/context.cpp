@@ -2,6 +2,9 @@
 
 #include <algorithm>
 
+#include "rondo/async/trace.hpp"
+#include "rondo/loop/autocast.hpp"
+
 namespace rondo {
 
 namespace {
@@ -13,6 +16,13 @@ const Named& named(const char* option, const std::vector<Named>& all, std::strin
   std::string known;
   for (const auto& one : all) known += (known.empty() ? "" : ", ") + one.name;
   throw option_error(option, std::string(name), known.empty() ? "nothing: the loop has none" : "one of: " + known);
+}
+
+const trace::label& update_span = trace::intern("update", "loop");
+
+task<> traced(task<> update) {
+  const trace::span updating(update_span);
+  co_await std::move(update);
 }
 
 const option_error not_supervised(const char* what) {
@@ -38,12 +48,19 @@ torch::optim::Optimizer& context::optimizer(std::string_view name) const {
 
 at::Tensor context::forward(const at::Tensor& input) const {
   if (!session_.supervised.forward) throw not_supervised("forward");
+  const autocast_scope precision(options().device.type(), options().autocast);
   return session_.supervised.forward(input);
 }
 
 at::Tensor context::loss(const at::Tensor& output, const at::Tensor& target) const {
   if (!session_.supervised.loss) throw not_supervised("loss");
+  const autocast_scope precision(options().device.type(), options().autocast);
   return session_.supervised.loss(output, target);
+}
+
+task<> context::update(torch::optim::Optimizer& optimizer) {
+  auto update = session_.update(session_.optimizer_index(optimizer));
+  return trace::on() ? traced(std::move(update)) : std::move(update);
 }
 
 void context::settle() {

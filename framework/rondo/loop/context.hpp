@@ -59,6 +59,11 @@ class context {
   [[nodiscard]] const std::optional<std::filesystem::path>& resumed_from() const noexcept {
     return session_.resumed_from;
   }
+  /// The ranks that train together; a single process is rank 0 of 1. Operations of an extension go through a channel of
+  /// its own: `ctx.group().channel(ctx.name())`.
+  [[nodiscard]] const distributed::rank_group& group() const noexcept { return session_.options.group; }
+  /// Whether this is rank 0, which writes files, tables and progress for all.
+  [[nodiscard]] bool is_first_rank() const noexcept { return group().rank() == 0; }
   /// The name of the extension; "loop" in a training step.
   [[nodiscard]] const std::string& name() const noexcept;
 
@@ -212,9 +217,7 @@ class context {
 
   /// For a custom training step: clips the gradients as the loop's options say, announces and takes one step of
   /// `optimizer`, which must be one of the loop's. Completes when everybody has acknowledged `update_completed`.
-  [[nodiscard]] task<> update(torch::optim::Optimizer& optimizer) {
-    return session_.update(session_.optimizer_index(optimizer));
-  }
+  [[nodiscard]] task<> update(torch::optim::Optimizer& optimizer);
 
   /// While the result lives, the loop makes no update, so parameters and the optimizers' state rest and may be read in
   /// the background. Updates, and whoever awaits `exclusive_state`, wait for its end.
@@ -230,13 +233,23 @@ class context {
     return session_.state_readers.empty();
   }
 
+  /// For whoever has put other weights into a model for a while: until it is called again with nothing, `tensors`, the
+  /// training's own under the names of `state::module_state`, are the model's state in snapshots.
+  void stand_in(const std::string& model, std::optional<state::dict> tensors) {
+    session_.assert_home();
+    if (tensors)
+      session_.stand_ins.insert_or_assign(model, std::move(*tensors));
+    else
+      session_.stand_ins.erase(model);
+  }
+
   // ---- snapshots -------------------------------------------------------------------------------------------------
 
-  /// Takes a snapshot of the run as it is now, by every extension `snapshot()` that saves the loop. Completes when it is
-  /// durable; throws what the writing threw, and `option_error` if there is no such extension. Between two iterations,
-  /// or when an iteration has ended, it is a regular snapshot; in the middle of an iteration it is marked as such, named
-  /// "<name>.mid_iteration" and not resumed from by autoload. What extensions that have not seen the present event yet
-  /// would make of it is not in it: where that matters, use `request_snapshot`.
+  /// Takes a snapshot of the run as it is now, by every extension `snapshot()` that saves the loop. Completes when it
+  /// is durable; throws what the writing threw, and `option_error` if there is no such extension. Between two
+  /// iterations, or when an iteration has ended, it is a regular snapshot; in the middle of an iteration it is marked
+  /// as such, named "<name>.mid_iteration" and not resumed from by autoload. What extensions that have not seen the
+  /// present event yet would make of it is not in it: where that matters, use `request_snapshot`.
   [[nodiscard]] task<> snapshot() { return session_.snapshot(); }
   /// Asks for a regular snapshot at the end of the present iteration, whatever triggers say.
   void request_snapshot() {
@@ -299,7 +312,7 @@ class context {
     if (!mine) {
       auto made = std::make_unique<typed_listener<E>>();
       made->subscription.ack = &acknowledgement();
-      session_.events.listen<E>(subscription{priority(), nullptr, false}, made->subscription);
+      session_.events.listen<E>(subscription{priority(), nullptr, false, name()}, made->subscription);
       mine = std::move(made);
     }
     return static_cast<typed_listener<E>&>(*mine).subscription;

@@ -15,9 +15,12 @@
 
 #include "rondo/async/detail/parked.hpp"
 #include "rondo/async/signals.hpp"
+#include "rondo/async/trace.hpp"
 #include "rondo/log.hpp"
+#include "rondo/loop/autocast.hpp"
 #include "rondo/loop/context.hpp"
 #include "rondo/loop/deterministic.hpp"
+#include "rondo/loop/grad_scaler.hpp"
 #include "rondo/loop/interruption.hpp"
 #include "rondo/loop/yielding.hpp"
 #include "rondo/state/random.hpp"
@@ -30,15 +33,10 @@ namespace {
 // Signals, timers and finished background work are looked after between iterations, at most this often.
 constexpr auto yield_interval = std::chrono::microseconds(500);
 
-std::string message_of(const std::exception_ptr& error) {
-  try {
-    std::rethrow_exception(error);
-  } catch (const std::exception& e) {
-    return e.what();
-  } catch (...) {
-    return "unknown exception";
-  }
-}
+const trace::label& data_wait_span = trace::intern("data_wait", "loop");
+const trace::label& iteration_span = trace::intern("iteration", "loop", "", "iteration");
+const trace::label& step_span = trace::intern("step", "loop");
+const trace::label& update_span = trace::intern("update", "loop");
 
 void log_and_go_on(const std::exception_ptr& error) {
   log::error("while training was ending, an extension threw: " + message_of(error));
@@ -74,6 +72,7 @@ bool trigger_gate::open() {
   if (!shared_ || asked_at_ != session_.execution) {
     asked_at_ = session_.execution;
     answer_ = std::exchange(reopened_, false) || trigger_.due(session_.now);
+    if (session_.together() && !trigger_.same_on_all_ranks()) answer_ = session_.first_says(answer_);
   }
   return answer_;
 }
@@ -124,6 +123,7 @@ session::session(loop_options o, std::vector<named_model> m, std::vector<named_o
       supervised(std::move(s)),
       source_(std::move(source)) {
   now.observed = &observed;
+  if (options.scaler) state_objects.push_back({"grad_scaler", options.scaler});
 }
 
 session::~session() = default;
@@ -133,6 +133,7 @@ session::~session() = default;
 task<run_result> session::drive(std::vector<extension> extensions) {
   home = co_await asio::this_coro::executor;
   home_thread_ = std::this_thread::get_id();
+  trace::name_this_thread("training");
   const ignored_signals quiet{SIGPIPE, SIGXFSZ};
   background = std::make_unique<scope>(home);
   step_context = std::make_unique<context>(*this, nullptr);
@@ -144,10 +145,11 @@ task<run_result> session::drive(std::vector<extension> extensions) {
     if (options.deterministic) deterministic.emplace(options.device);
     attach(std::move(extensions));
     co_await restore();
+    if (together()) co_await begin_together();
     co_await start_coroutines();
     co_await train();
   } catch (const interrupted&) {
-    } catch (...) {
+  } catch (...) {
     error = std::current_exception();
   }
   // What follows must happen even if the caller has cancelled the run.
@@ -161,12 +163,8 @@ task<run_result> session::drive(std::vector<extension> extensions) {
 
 run_result session::result() const {
   const bool finished = (goal_reached() || stop_trigger_fired_) && !unfinished_;
-  return {stop_reason.value_or(""),
-          now.iteration,
-          now.epoch(),
-          now.elapsed_time,
-          resumed_from,
-          finished ? std::nullopt : signal};
+  return {stop_reason.value_or(""), now.iteration, now.epoch(),
+          now.elapsed_time,         resumed_from,  finished ? std::nullopt : signal};
 }
 
 void session::validate() const {
@@ -178,6 +176,9 @@ void session::validate() const {
   require_positive("accumulate", std::optional(options.accumulate));
   require_positive("clip_grad_norm", options.clip_grad_norm);
   require_positive("clip_grad_value", options.clip_grad_value);
+  if (!(options.grad_norm_type > 0.0))
+    throw option_error("grad_norm_type", fmt::format("{}", options.grad_norm_type), "a positive number or infinity");
+  if (options.autocast) autocast_scope::require_possible(options.device.type(), *options.autocast);
   require_positive("background_threads", std::optional<std::int64_t>(options.background_threads));
   require_signals("stop_signals", options.stop_signals);
   require_signals("snapshot_signals", options.snapshot_signals);
@@ -266,8 +267,8 @@ task<> session::train() {
   if (rest) co_await std::move(*rest);
   begin_clock();
   if (unfinished_ && now.epoch_end) co_await complete_earlier_iteration();
-  if (stop_trigger_fired_) stop("the stop trigger had fired before");
-  if (goal_reached() && !unfinished_) stop("the goal had been reached before");
+  if (stop_trigger_fired_ && !stop_reason) stop_reason = "the stop trigger had fired before";
+  if (goal_reached() && !unfinished_ && !stop_reason) stop_reason = "the goal had been reached before";
   while (!stop_reason) co_await run_epoch();
   restore_random();  // unless training has done it
 }
@@ -282,7 +283,9 @@ task<> session::run_epoch() {
   begin_epoch();
   if (!unfinished_) {
     auto rest = source_->end_known();
+    trace::span waiting(data_wait_span);
     if (rest) co_await wait_for_batch(std::move(*rest));
+    waiting.end();
     if (stop_reason) co_return;
     require_batch();
   }
@@ -300,8 +303,8 @@ void session::require_batch() {
                      "a range that gives batches every time it is iterated over");
 }
 
-// The unbroken run drew what a range draws at the beginning of an epoch after the state of its end was saved, and before
-// a state inside it was.
+// The unbroken run drew what a range draws at the beginning of an epoch after the state of its end was saved, and
+// before a state inside it was.
 void session::begin_epoch() {
   updates_are_managed_ = source_->updates_are_managed();
   const bool inside = std::exchange(epoch_begun_, true);
@@ -333,10 +336,13 @@ task<> session::run_iteration() {
   if (pauses.size() > 0) co_await pauses.empty();
   auto rest = source_->ready();
   if (rest) {
+    trace::span waiting(data_wait_span);
     co_await wait_for_batch(std::move(*rest));
+    waiting.end();
     if (stop_reason) co_return;
     if (pauses.size() > 0) co_await pauses.empty();
   }
+  trace::span whole(iteration_span, now.iteration + 1);
   observed.clear();
   iteration_open_ = true;
   rest = events.emit<event::iteration_started>(now.iteration + 1);
@@ -345,11 +351,15 @@ task<> session::run_iteration() {
   // A step that updates by hand cannot be held up in the middle.
   if (!updates_are_managed_ && state_readers.size() > 0) co_await state_readers.empty();
   updated_.assign(optimizers.size(), false);
+  for (const auto& model : parallel_) co_await model->broadcast_buffers();
+  trace::span stepping(step_span);
   rest = source_->step(*this);
   if (rest) co_await std::move(*rest);
+  stepping.end();
   learn_who_updates();
   source_->advance();
   co_await complete_iteration();
+  whole.end();
 
   if (clock::now() - yielded_ < yield_interval) co_return;
   co_await let_others_run(home);
@@ -386,6 +396,7 @@ task<> session::complete_iteration() {
     }
     const bool last = source_->exhausted();
     if (gradients_of_ >= options.accumulate || (last && gradients_of_ > 0)) {
+      const trace::span updating(update_span);
       rest = update_now(0);
       if (rest) co_await std::move(*rest);
     }
@@ -414,6 +425,7 @@ task<> session::complete_iteration() {
   throw_failure();
 
   decide_stop();
+  if (together()) co_await agree_on_requests();
   iterations.settle(iteration);
   if (now.epoch_end) epochs.settle(epoch);
   snapshot_wanted = false;  // who wants one from now on wants the next
@@ -447,6 +459,7 @@ task<> session::snapshot() {
 // ---- the end ----
 
 task<> session::conclude(std::exception_ptr error) {
+  if (error) options.group.leave(message_of(error));
   if (!error) {
     try {
       auto rest = events.drain();
@@ -470,6 +483,8 @@ task<> session::conclude(std::exception_ptr error) {
     co_await join_everything();  // what subscribers have begun now
   }
   out_lock_.reset();
+  parallel_.clear();
+  if (error) options.group.leave(message_of(error));
   if (error) std::rethrow_exception(error);
 }
 
@@ -532,6 +547,10 @@ task<> session::join_everything() {
 // ---- services ----
 
 void session::stop(std::string reason) {
+  if (together()) {
+    if (!requested_.stop) requested_.stop = std::move(reason);
+    return;
+  }
   if (!stop_reason) stop_reason = std::move(reason);
   for (scope* wait : data_waits_) wait->cancel();
 }
@@ -554,7 +573,8 @@ bool session::goal_reached() const {
 
 void session::decide_stop() {
   // The trigger is asked in any case: it has to see every iteration.
-  const bool fired = options.stop_trigger && options.stop_trigger->due(now);
+  bool fired = options.stop_trigger && options.stop_trigger->due(now);
+  if (options.stop_trigger && together() && !options.stop_trigger->same_on_all_ranks()) fired = first_says(fired);
   if (fired) {
     stop_trigger_fired_ = true;
     stop("stop trigger: " + options.stop_trigger->str());
@@ -577,6 +597,7 @@ const std::filesystem::path& session::out() {
   try {
     const auto files = writing::posix_file_system();
     writing::create_directories(*files, options.out);
+    if (options.group.rank() != 0) return options.out;  // rank 0 looks after it
     out_lock_.emplace(options.out);
     for (const auto& left_over : writing::remove_stale_temporaries(*files, options.out))
       log::info(fmt::format("removed '{}', which a killed process had left unfinished", left_over.string()));

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -18,6 +19,7 @@
 
 #include "rondo/async/scope.hpp"
 #include "rondo/async/wait_group.hpp"
+#include "rondo/distributed/data_parallel.hpp"
 #include "rondo/event/bus.hpp"
 #include "rondo/event/events.hpp"
 #include "rondo/event/moment.hpp"
@@ -165,6 +167,10 @@ class session {
   [[nodiscard]] bool interruption_point_due() const noexcept;
   [[nodiscard]] double epoch_detail() const;
   [[nodiscard]] bool has_extension(std::string_view name) const;
+  /// Whether other ranks train along.
+  [[nodiscard]] bool together() const noexcept { return options.group.world_size() > 1; }
+  /// Rank 0's answer, on all ranks; blocks until it has come to the same question.
+  [[nodiscard]] bool first_says(bool mine) const;
   void assert_home() const;
 
   loop_options options;
@@ -180,11 +186,12 @@ class session {
   std::optional<int> signal;  ///< that has asked for the end
   std::optional<std::filesystem::path> resumed_from;
   executor home;
-  std::unique_ptr<context> step_context;  ///< what a user's step gets
-  std::unique_ptr<scope> background;      ///< `context::spawn`
-  wait_group state_readers;               ///< who reads parameters and optimizer state in the background
-  wait_group pauses;                      ///< who needs the state between two iterations to last
-  bool snapshot_wanted = false;           ///< at the end of this iteration, whatever triggers say
+  std::unique_ptr<context> step_context;         ///< what a user's step gets
+  std::unique_ptr<scope> background;             ///< `context::spawn`
+  wait_group state_readers;                      ///< who reads parameters and optimizer state in the background
+  wait_group pauses;                             ///< who needs the state between two iterations to last
+  bool snapshot_wanted = false;                  ///< at the end of this iteration, whatever triggers say
+  std::map<std::string, state::dict> stand_ins;  ///< by model: what its state is meanwhile (`context::stand_in`)
 
  private:
   using clock = std::chrono::steady_clock;
@@ -192,6 +199,8 @@ class session {
   void validate() const;
   void attach(std::vector<extension> extensions);
   task<> restore();
+  task<> begin_together();
+  task<> agree_on_requests();
   task<> start_coroutines();
   task<> train();
   task<> run_epoch();
@@ -226,10 +235,15 @@ class session {
   void begin_clock();
   void restore_random();
   void throw_failure();
-  void clip(std::size_t index);
+  [[nodiscard]] bool prepare_gradients(std::size_t index);
+  [[nodiscard]] bool gradients_are_usable(std::size_t index, const std::vector<at::Tensor>& all,
+                                          const at::Tensor& norm);
+  [[nodiscard]] std::string parameter_name(std::size_t index, std::size_t nth_gradient) const;
   [[nodiscard]] std::optional<task<>> update_now(std::size_t index);
   [[nodiscard]] task<> update_after(std::size_t index, task<> announced);
   [[nodiscard]] task<> update_when_free(std::size_t index);
+  [[nodiscard]] task<> update_together(std::size_t index);
+  void backward(const at::Tensor& loss, std::int64_t samples);
   void learn_who_updates();
   [[nodiscard]] bool goal_reached() const;
 
@@ -250,18 +264,28 @@ class session {
   std::vector<bool> updated_;        ///< which optimizers in this iteration, through `update`
   bool updates_are_managed_ = true;  ///< as far as the last iteration tells
   bool epoch_open_ = false;
-  bool epoch_begun_ = false;         ///< the range has begun the present epoch
+  bool epoch_begun_ = false;  ///< the range has begun the present epoch
   std::optional<std::size_t> update_open_;
-  int watchers_ = 0;                   ///< of signals, that are ready
-  std::vector<scope*> data_waits_;     ///< of the training coroutine, for the next batch: any stop ends them
-  std::vector<scope*> work_waits_;     ///< of work that can be done again: a signal ends them
-  bool between_iterations_ = false;    ///< while it waits there
+  int watchers_ = 0;                 ///< of signals, that are ready
+  std::vector<scope*> data_waits_;   ///< of the training coroutine, for the next batch: any stop ends them
+  std::vector<scope*> work_waits_;   ///< of work that can be done again: a signal ends them
+  bool between_iterations_ = false;  ///< while it waits there
   std::optional<unfinished_iteration> unfinished_;
   std::unique_ptr<grace_period> grace_;
   bool ending_ = false;
   std::optional<state::value> restored_random_;
   std::optional<state::value> restored_source_;
   bool training_begun_ = false;
+  // With other ranks: what is asked for here, until all have agreed on it.
+  struct requests {
+    std::optional<std::string> stop;
+    std::optional<int> signal;
+    bool snapshot = false;
+  };
+  requests requested_;
+  std::unique_ptr<rank_link> rank_link_;                               // null for a process alone
+  std::vector<std::unique_ptr<distributed::data_parallel>> parallel_;  ///< one for each model
+  bool gradients_joined_ = false;
 };
 
 }  // namespace detail

@@ -48,9 +48,13 @@ task<> session::watch_stop_signals() {
     const struct sigaction before = signals.previous(number);
     if ((before.sa_flags & SA_SIGINFO) == 0) previous = before.sa_handler;
   }
-  signal = number;
+  if (together())
+    requested_.signal = number;
+  else
+    signal = number;
   stop(name_of(number));
-  for (scope* wait : work_waits_) wait->cancel();
+  if (!together())
+    for (scope* wait : work_waits_) wait->cancel();
   if (previous != SIG_DFL && previous != SIG_IGN) previous(number);
   events.post<event::signal_received>(number);
 }
@@ -62,7 +66,9 @@ task<> session::watch_snapshot_signals() {
     const int number = co_await signals.next();
     events.post<event::signal_received>(number);
     // The next iteration may be far away.
-    if (between_iterations_)
+    if (together())
+      requested_.snapshot = true;
+    else if (between_iterations_)
       co_await snapshot();
     else
       snapshot_wanted = true;
@@ -109,6 +115,7 @@ task<> session::wait_until_cancelled(task<> other, std::vector<scope*>& waits, b
 bool session::can_be_done_again() { return !events.channel<event::snapshot_requested>().empty(); }
 
 std::unique_ptr<const unfinished_iteration> session::work_begins() {
+  if (together()) return nullptr;  // no rank may break off what the others go on with
   auto stage = unfinished_iteration::stage::iteration;
   auto handler = events.channel<event::iteration_completed>().at_work();
   if (!handler) {

@@ -1,6 +1,5 @@
 // What of a run is saved in a snapshot, and how it comes back.
 
-#include <c10/util/Type.h>
 #include <fmt/format.h>
 #include <torch/types.h>
 
@@ -18,6 +17,7 @@
 #include "rondo/loop/session.hpp"
 #include "rondo/state/environment.hpp"
 #include "rondo/state/loading.hpp"
+#include "rondo/state/optimizer.hpp"
 #include "rondo/state/random.hpp"
 
 namespace rondo::detail {
@@ -174,9 +174,10 @@ void load_memory(attachment& a, const state::value& memory) {
   if (handlers == nullptr) return;
   const auto& stored = handlers->as<state::list>();
   if (stored.size() != a.handler_gates.size()) {
-    log::warn(fmt::format("extension '{}': {} of its handlers have triggers, {} in the snapshot: these start without a "
-                          "memory",
-                          a.what.name(), a.handler_gates.size(), stored.size()));
+    log::warn(
+        fmt::format("extension '{}': {} of its handlers have triggers, {} in the snapshot: these start without a "
+                    "memory",
+                    a.what.name(), a.handler_gates.size(), stored.size()));
     return;
   }
   for (std::size_t i = 0; i < stored.size(); ++i) a.handler_gates[i]->inner().load_state_dict(stored[i]);
@@ -270,7 +271,10 @@ bool compare_gradients(const std::vector<named_optimizer>& optimizers, std::int6
 
 state::dict session::state_dict() const {
   state::dict all_models;
-  for (const auto& m : models) all_models.insert_or_assign(m.name, state::module_state(*m.module));
+  for (const auto& m : models) {
+    const auto other = stand_ins.find(m.name);
+    all_models.insert_or_assign(m.name, other != stand_ins.end() ? other->second : state::module_state(*m.module));
+  }
   state::dict all_optimizers;
   for (const auto& o : optimizers) all_optimizers.insert_or_assign(o.name, state::optimizer_state(*o.optimizer));
   state::dict objects;
@@ -407,7 +411,7 @@ void session::load_unfinished(const state::dict& ours) {
 
 state::dict session::optimizer_types() const {
   state::dict types;
-  for (const auto& o : optimizers) types.insert_or_assign(o.name, c10::demangle(typeid(*o.optimizer).name()));
+  for (const auto& o : optimizers) types.insert_or_assign(o.name, state::optimizer_type_name(*o.optimizer));
   return types;
 }
 

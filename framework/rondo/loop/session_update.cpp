@@ -4,12 +4,28 @@
 #include <torch/optim/lbfgs.h>
 #include <torch/types.h>
 
+#include <cmath>
 #include <utility>
 #include <vector>
 
+#include "rondo/distributed/sharded_optimizer.hpp"
+#include "rondo/loop/grad_scaler.hpp"
+#include "rondo/loop/gradients.hpp"
 #include "rondo/loop/session.hpp"
 
 namespace rondo::detail {
+
+namespace {
+
+/// Null for an optimizer whose `step` is all there is to do.
+distributed::sharded_optimizer_base* shared_with_ranks(torch::optim::Optimizer& optimizer) {
+  auto* sharded = dynamic_cast<distributed::sharded_optimizer_base*>(&optimizer);
+  return sharded != nullptr && sharded->group().world_size() > 1 ? sharded : nullptr;
+}
+
+task<> nothing() { co_return; }
+
+}  // namespace
 
 std::size_t session::optimizer_index(const torch::optim::Optimizer& optimizer) const {
   for (std::size_t i = 0; i < optimizers.size(); ++i)
@@ -29,53 +45,99 @@ std::optional<task<>> session::learn(const at::Tensor& loss, std::int64_t sample
                        "a tensor with one element");
   observed.report("train/loss", loss, static_cast<double>(samples));
   if (gradients_of_ == 0) optimizers[0].optimizer->zero_grad();
-  if (options.accumulate == 1)
-    loss.backward();
-  else
-    (loss / static_cast<double>(options.accumulate)).backward();
+  const auto part = options.accumulate == 1 ? loss : loss / static_cast<double>(options.accumulate);
+  backward(options.scaler ? options.scaler->scale(part) : part, samples);
   ++gradients_of_;
   return std::nullopt;
 }
 
-void session::clip(std::size_t index) {
+/// The last one of an accumulation window hands gradients to the other ranks while others are still being computed.
+void session::backward(const at::Tensor& loss, std::int64_t samples) {
+  const bool last_of_window = gradients_of_ + 1 >= options.accumulate;
+  for (const auto& model : parallel_) model->begin(samples, last_of_window);
+  loss.backward();
+}
+
+/// Everything between `backward` and the step. Whether there is to be a step.
+bool session::prepare_gradients(std::size_t index) {
   const bool short_window = gradients_of_ > 0 && gradients_of_ < options.accumulate;
-  if (!short_window && !options.clip_grad_norm && !options.clip_grad_value) return;
+  const bool with_norm = options.clip_grad_norm || options.report_grad_norm;
+  const bool checked = options.on_non_finite_gradients != non_finite_gradients::use;
+  auto& optimizer = *optimizers[index].optimizer;
+  if (options.scaler) {
+    observed.report("train/loss_scale", options.scaler->factor());
+    const bool finite = options.scaler->is_finite(optimizer);
+    options.scaler->update();
+    observed.report("train/update_skipped", finite ? 0.0 : 1.0);
+    if (!finite) return false;
+  }
+  if (!short_window && !with_norm && !checked && !options.clip_grad_value) return true;
   torch::NoGradGuard no_grad;
-  std::vector<at::Tensor> gradients;
-  for (const auto& group : optimizers[index].optimizer->param_groups())
-    for (const auto& parameter : group.params())
-      if (parameter.grad().defined()) gradients.push_back(parameter.grad());
-  if (gradients.empty()) return;
+  const auto all = gradients::of(optimizer);
+  if (all.empty()) return true;
   if (short_window) {
     const double scale = static_cast<double>(options.accumulate) / static_cast<double>(gradients_of_);
-    for (auto& g : gradients) g.mul_(scale);
+    for (const auto& g : all) g.mul_(scale);
   }
-  if (options.clip_grad_norm) {
-    // As torch.nn.utils.clip_grad_norm_, without waiting for the device.
-    std::vector<at::Tensor> norms;
-    norms.reserve(gradients.size());
-    for (const auto& g : gradients) norms.push_back(g.norm(2));
-    const auto total = torch::stack(norms).norm(2);
-    const auto scale = (*options.clip_grad_norm / (total + 1e-6)).clamp_max(1.0);
-    for (auto& g : gradients) g.mul_(scale);
-    observed.report("train/grad_norm", total);
-  }
+  at::Tensor norm;
+  if (with_norm || checked) norm = gradients::norm(all, options.grad_norm_type);
+  if (checked && !options.scaler && !gradients_are_usable(index, all, norm)) return false;
+  if (with_norm)
+    observed.report(optimizers.size() > 1 ? "train/grad_norm/" + optimizers[index].name : "train/grad_norm", norm);
+  if (options.clip_grad_norm) gradients::clip_norm(all, norm, *options.clip_grad_norm);
   if (options.clip_grad_value)
-    for (auto& g : gradients) g.clamp_(-*options.clip_grad_value, *options.clip_grad_value);
+    for (const auto& g : all) g.clamp_(-*options.clip_grad_value, *options.clip_grad_value);
+  return true;
+}
+
+// A norm that overflows is none of a gradient that is not finite; so they are looked at one by one then.
+bool session::gradients_are_usable(std::size_t index, const std::vector<at::Tensor>& all, const at::Tensor& norm) {
+  std::optional<std::size_t> bad;
+  if (!std::isfinite(norm.item<double>())) bad = gradients::first_non_finite(all);
+  if (bad && options.on_non_finite_gradients == non_finite_gradients::fail)
+    throw error(
+        fmt::format("iteration {}: the gradient of {} is not finite; a lower learning rate, clip_grad_norm, or "
+                    "on_non_finite_gradients = skip may help",
+                    now.iteration + 1, parameter_name(index, *bad)));
+  observed.report("train/update_skipped", bad ? 1.0 : 0.0);
+  return !bad;
+}
+
+std::string session::parameter_name(std::size_t index, std::size_t nth_gradient) const {
+  std::size_t n = 0;
+  for (const auto& group : optimizers[index].optimizer->param_groups())
+    for (const auto& parameter : group.params()) {
+      if (!parameter.grad().defined() || n++ != nth_gradient) continue;
+      for (const auto& model : models)
+        for (const auto& named : model.module->named_parameters())
+          if (named.value().is_same(parameter)) return fmt::format("'{}' of model '{}'", named.key(), model.name);
+    }
+  return fmt::format("parameter {} of optimizer '{}'", nth_gradient, optimizers[index].name);
 }
 
 std::optional<task<>> session::update_now(std::size_t index) {
+  if (!parallel_.empty() && !gradients_joined_) return update_together(index);
   if (state_readers.size() > 0) return update_when_free(index);
+  gradients_joined_ = false;
   updated_[index] = true;
-  clip(index);
+  const bool wanted = prepare_gradients(index);
   gradients_of_ = 0;
+  if (!wanted) return std::nullopt;
   const auto& one = optimizers[index];
   update_open_ = index;
   auto rest = events.emit<event::update_started>(one.name);
+  if (!rest && shared_with_ranks(*one.optimizer) != nullptr) rest = nothing();
   if (rest) return update_after(index, std::move(*rest));
   one.optimizer->step();
   update_open_.reset();
   return events.emit<event::update_completed>(one.name, std::exception_ptr());
+}
+
+task<> session::update_together(std::size_t index) {
+  for (const auto& model : parallel_) co_await model->finish();
+  gradients_joined_ = true;
+  auto rest = update_now(index);
+  if (rest) co_await std::move(*rest);
 }
 
 task<> session::update_when_free(std::size_t index) {
@@ -90,6 +152,7 @@ task<> session::update_after(std::size_t index, task<> announced) {
   co_await state_readers.empty();
   const auto& one = optimizers[index];
   one.optimizer->step();
+  if (auto* sharded = shared_with_ranks(*one.optimizer)) co_await sharded->gather();
   update_open_.reset();
   auto rest = events.emit<event::update_completed>(one.name, std::exception_ptr());
   if (rest) co_await std::move(*rest);

@@ -13,9 +13,11 @@
 #include <utility>
 
 #include "rondo/async/task.hpp"
+#include "rondo/async/trace.hpp"
 #include "rondo/data/example.hpp"
 #include "rondo/data/pass.hpp"
 #include "rondo/data/stage.hpp"
+#include "rondo/loop/autocast.hpp"
 #include "rondo/loop/context.hpp"
 #include "rondo/loop/session.hpp"
 
@@ -25,7 +27,8 @@ namespace rondo {
 ///
 /// * a tensor: the loss. The loop calls backward, accumulates, clips and updates the (only) optimizer;
 /// * a `task<>`: does all that itself, with `co_await ctx.update(optimizer)` for each update;
-/// * nothing: does everything by hand, `optimizer.step()` included; no update events are emitted then, and a snapshot that
+/// * nothing: does everything by hand, `optimizer.step()` included; no update events are emitted then, and a snapshot
+/// that
 ///   is still being copied in the background is waited for before the step begins.
 template <class F, class Batch>
 concept training_step = std::invocable<F&, context&, Batch&> &&
@@ -62,7 +65,9 @@ class typed_source final : public batch_source {
   [[nodiscard]] bool exhausted() override { return pass_.exhausted(); }
 
   [[nodiscard]] std::optional<task<>> step(session& s) override {
+    trace::span making(making_batch_);
     batch_.emplace(data::to_device(batch(pass_.take()), s.options.device));
+    making.end();
     context& ctx = *s.step_context;
     using result = std::invoke_result_t<Step&, context&, batch&>;
     if constexpr (std::same_as<result, task<>>) {
@@ -71,7 +76,7 @@ class typed_source final : public batch_source {
       std::invoke(step_, ctx, *batch_);
       return std::nullopt;
     } else {
-      return s.learn(std::invoke(step_, ctx, *batch_), data::item_count(*batch_));
+      return s.learn(loss_of(s), data::item_count(*batch_));
     }
   }
 
@@ -85,6 +90,14 @@ class typed_source final : public batch_source {
   }
 
  private:
+  [[nodiscard]] at::Tensor loss_of(session& s) {
+    const autocast_scope precision(s.options.device.type(), s.options.autocast);
+    return std::invoke(step_, *s.step_context, *batch_);
+  }
+
+  // Where it is not made ahead, and moved to the device.
+  static inline const trace::label& making_batch_ = trace::intern("batch", "loop");
+
   data::pass<View> pass_;
   Step step_;
   std::optional<batch> batch_;

@@ -4,13 +4,36 @@
 #include <torch/types.h>
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
+
+#include "rondo/error.hpp"
 
 namespace rondo {
 
 namespace {
 
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+
+template <class Number>
+void append(std::string& to, Number number) {
+  const auto bytes = std::bit_cast<std::array<char, sizeof(Number)>>(number);
+  to.append(bytes.data(), bytes.size());
+}
+
+void require_end(std::string_view rest) {
+  if (!rest.empty()) throw state_error("", "packed summaries have another length than expected");
+}
+
+template <class Number>
+void take(std::string_view& from, Number& number) {
+  std::array<char, sizeof(Number)> bytes;
+  if (from.size() < bytes.size()) require_end("?");
+  std::copy_n(from.data(), bytes.size(), bytes.data());
+  from.remove_prefix(bytes.size());
+  number = std::bit_cast<Number>(bytes);
+}
 
 }  // namespace
 
@@ -122,6 +145,52 @@ void summary_table::settle() const {
   for (std::size_t i = 0; i < pending_.size(); ++i)
     summaries_[pending_[i].key].add(values.data_ptr<double>()[i], pending_[i].weight);
   pending_.clear();
+}
+
+std::string summary::pack() const {
+  std::string packed;
+  append(packed, count_);
+  for (const double number : {weight_, mean_, m2_, min_, max_}) append(packed, number);
+  return packed;
+}
+
+summary summary::unpack(std::string_view packed) {
+  summary result;
+  take(packed, result.count_);
+  for (double* const number : {&result.weight_, &result.mean_, &result.m2_, &result.min_, &result.max_})
+    take(packed, *number);
+  require_end(packed);
+  return result;
+}
+
+void summary_table::merge(const summary_table& other) {
+  settle();
+  for (const auto& key : other.keys_) slot(key).merge(*other.find(key));
+}
+
+std::string summary_table::pack() const {
+  std::string packed;
+  for (const auto& key : keys_) {
+    append(packed, static_cast<std::int64_t>(key.size()));
+    packed += key;
+    packed += find(key)->pack();
+  }
+  return packed;
+}
+
+summary_table summary_table::unpack(std::string_view packed) {
+  static const std::size_t size = summary().pack().size();
+  summary_table result;
+  while (!packed.empty()) {
+    std::int64_t length = 0;
+    take(packed, length);
+    if (length < 0 || packed.size() < static_cast<std::size_t>(length) + size) require_end("?");
+    const std::string key(packed.substr(0, static_cast<std::size_t>(length)));
+    packed.remove_prefix(key.size());
+    result.slot(key) = summary::unpack(packed.substr(0, size));
+    packed.remove_prefix(size);
+  }
+  return result;
 }
 
 }  // namespace rondo

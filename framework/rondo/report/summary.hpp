@@ -38,6 +38,11 @@ class summary {
   [[nodiscard]] state::dict state_dict() const;
   void load_state_dict(const state::value& state);
 
+  /// For another process of the same kind: all of it, exactly.
+  [[nodiscard]] std::string pack() const;
+  /// The inverse. Throws `state_error` for another length.
+  [[nodiscard]] static summary unpack(std::string_view packed);
+
  private:
   std::int64_t count_ = 0;
   double weight_ = 0.0;
@@ -54,6 +59,8 @@ class summary_table {
   /// Adds everything that was reported in this iteration.
   void add(const observations& current);
   void add(const std::string& key, const observation& value);
+  /// As if everything added to `other` had been added here.
+  void merge(const summary_table& other);
 
   /// nullptr when nothing was added under `key`.
   [[nodiscard]] const summary* find(std::string_view key) const;
@@ -64,6 +71,10 @@ class summary_table {
 
   [[nodiscard]] state::dict state_dict() const;
   void load_state_dict(const state::value& state);
+
+  /// As those of `summary`.
+  [[nodiscard]] std::string pack() const;
+  [[nodiscard]] static summary_table unpack(std::string_view packed);
 
  private:
   static constexpr std::size_t pending_limit = 256;

@@ -1,5 +1,6 @@
 #include "rondo/state/optimizer.hpp"
 
+#include <ATen/ops/empty.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <c10/core/GradMode.h>
 #include <c10/util/Type.h>
@@ -28,7 +29,9 @@
 #include <utility>
 #include <vector>
 
+#include "rondo/checkpoint/boxes.hpp"
 #include "rondo/state/bits.hpp"
+#include "rondo/state/sharded_tensor.hpp"
 
 namespace rondo::state {
 
@@ -200,12 +203,45 @@ decltype(auto) with_kind(const optim::Optimizer& optimizer, F&& f) {
                                     c10::demangle(typeid(optimizer).name())));
 }
 
+// ---- Parts of parameters ----
+
+/// Of the tensors that belong to a parameter: what is asked for, and what it is a part of.
+struct wanted_rows {
+  std::vector<std::int64_t> whole;
+  std::vector<std::int64_t> offsets;
+  std::vector<std::int64_t> sizes;
+
+  [[nodiscard]] bool is_whole() const { return sizes == whole; }
+  [[nodiscard]] bool is_empty() const { return std::ranges::find(sizes, 0) != sizes.end(); }
+};
+
+/// `part` is null where the optimizer has the whole parameter.
+wanted_rows rows_of(const at::Tensor& parameter, const parameter_part* part) {
+  const auto sizes = parameter.sizes().vec();
+  if (part == nullptr) return {sizes, std::vector<std::int64_t>(sizes.size(), 0), sizes};
+  auto whole = part->whole.sizes().vec();
+  std::vector<std::int64_t> offsets(whole.size(), 0);
+  if (!offsets.empty()) offsets[0] = part->first_row;
+  return {std::move(whole), std::move(offsets), sizes};
+}
+
+value sharded(const at::Tensor& here, const parameter_part& part) {
+  const auto rows = rows_of(here, &part);
+  sharded_tensor result{rows.whole, here.scalar_type(), {}};
+  if (!rows.is_empty()) result.pieces.push_back({rows.offsets, here});
+  return result.to_value();
+}
+
+const parameter_part* part_at(const std::vector<parameter_part>* parts, std::int64_t index) {
+  return parts == nullptr ? nullptr : &parts->at(static_cast<std::size_t>(index));
+}
+
 // ---- Saving ----
 
 /// Writes visited fields into a dict.
 class field_writer {
  public:
-  explicit field_writer(dict& into) : into_(into) {}
+  explicit field_writer(dict& into, const parameter_part* part = nullptr) : into_(into), part_(part) {}
 
   void number(const char* key, double n, presence = presence::required) { put(key, n); }
   void integer(const char* key, std::int64_t n) { put(key, n); }
@@ -220,7 +256,10 @@ class field_writer {
     const auto dtype = n <= exact_in_float ? at::kFloat : at::kDouble;
     put(key, at::scalar_tensor(static_cast<double>(n), at::TensorOptions(dtype)));
   }
-  void like_parameter(const char* key, const at::Tensor& t, presence) { put_defined(key, t); }
+  void like_parameter(const char* key, const at::Tensor& t, presence) {
+    if (part_ != nullptr && t.defined()) return put(key, sharded(t.detach(), *part_));
+    put_defined(key, t);
+  }
   void flat(const char* key, const at::Tensor& t) { put_defined(key, t); }
   void scalar(const char* key, const at::Tensor& t) { put_defined(key, t); }
   void flat_history(const char* key, const std::deque<at::Tensor>& tensors, std::int64_t) { put_all(key, tensors); }
@@ -243,10 +282,12 @@ class field_writer {
   }
 
   dict& into_;
+  const parameter_part* part_;
 };
 
+/// `parts` is null for whole parameters.
 template <class Kind>
-dict save(const optim::Optimizer& optimizer) {
+dict save(const optim::Optimizer& optimizer, const std::vector<parameter_part>* parts) {
   dict states;
   list groups;
   std::int64_t index = 0;
@@ -263,7 +304,7 @@ dict save(const optim::Optimizer& optimizer) {
       if (const auto found = optimizer.state().find(state_key(parameter)); found != optimizer.state().end()) {
         auto state = dynamic_cast<const typename Kind::param_state&>(*found->second);
         dict saved_state;
-        field_writer state_fields(saved_state);
+        field_writer state_fields(saved_state, part_at(parts, index));
         if (!Kind::is_empty(state)) {
           Kind::visit_state(state_fields, state, options);
           states.insert_or_assign(index, std::move(saved_state));
@@ -282,8 +323,9 @@ dict save(const optim::Optimizer& optimizer) {
 /// Reads visited fields from a dict and checks them. `path` leads to the dict and is put before the keys in errors.
 class field_reader {
  public:
-  field_reader(const dict& from, std::string path, const at::Tensor& parameter = {}, std::int64_t flat_size = 0)
-      : from_(from), path_(std::move(path)), parameter_(parameter), flat_size_(flat_size) {}
+  field_reader(const dict& from, std::string path, const at::Tensor& parameter = {}, std::int64_t flat_size = 0,
+               const parameter_part* part = nullptr)
+      : from_(from), path_(std::move(path)), parameter_(parameter), flat_size_(flat_size), part_(part) {}
 
   void number(const char* key, double& n, presence p = presence::required) {
     if (const value* v = look_up(key, p)) n = as_number(key, *v);
@@ -322,7 +364,8 @@ class field_reader {
   void like_parameter(const char* key, at::Tensor& t, presence p) {
     const value* v = look_up(key, p);
     if (v == nullptr || (v->is_null() && p == presence::optional)) return;
-    t = shaped(key, *v, parameter_.sizes());
+    const auto rows = rows_of(parameter_, part_);
+    t = sharded_tensor::is(*v) ? assembled(key, *v, rows) : taken(whole(key, *v, rows.whole), rows);
   }
   void flat(const char* key, at::Tensor& t) { t = shaped(key, *look_up(key, presence::required), {flat_size_}); }
   void scalar(const char* key, at::Tensor& t) { t = as_scalar(key, *look_up(key, presence::required)); }
@@ -401,23 +444,104 @@ class field_reader {
     return static_cast<std::int64_t>(n);
   }
 
+  at::ScalarType target_type(at::ScalarType from) const {
+    return parameter_.is_floating_point() ? parameter_.scalar_type() : from;
+  }
+
   at::TensorOptions target_options(const at::Tensor& from) const {
-    return from.options()
-        .dtype(parameter_.is_floating_point() ? parameter_.scalar_type() : from.scalar_type())
-        .device(parameter_.device());
+    return from.options().dtype(target_type(from.scalar_type())).device(parameter_.device());
   }
 
   at::Tensor copied(const at::Tensor& t) const {
     return t.detach().to(target_options(t), /*non_blocking=*/false, /*copy=*/true);
   }
 
+  /// A copy of the rows.
+  at::Tensor taken(const at::Tensor& from, const wanted_rows& rows) const {
+    if (rows.is_whole()) return copied(from);
+    if (rows.is_empty()) return at::empty(rows.sizes, target_options(from));
+    return copied(from.narrow(0, rows.offsets[0], rows.sizes[0]));
+  }
+
+  sharded_tensor parts_of(const char* key, const value& v) const {
+    try {
+      return sharded_tensor::from(v);
+    } catch (const state_error& e) {
+      throw e.under(path_ + "." + key);
+    }
+  }
+
+  /// The rows, put together from the parts that are here.
+  at::Tensor assembled(const char* key, const value& v, const wanted_rows& rows) const {
+    const auto all = parts_of(key, v);
+    require_shape(key, all.sizes, rows.whole);
+    const auto wanted = at::TensorOptions(target_type(all.dtype)).device(parameter_.device());
+    const auto result = at::empty(rows.sizes, wanted);
+    if (rows.is_empty()) return result;
+    std::vector<wanted_rows> common;  // in the coordinates of the result
+    for (const auto& piece : all.pieces) {
+      auto box = common_box(rows, piece);
+      if (box.is_empty()) continue;
+      if (const char* why = nullptr; !has_plain_bytes(piece.tensor, &why)) fail(key, why);
+      place(result, box.offsets, box.sizes)
+          .copy_(place(piece.tensor.detach(), difference(box.offsets, rows.offsets, piece.offsets), box.sizes));
+      common.push_back(std::move(box));
+    }
+    require_coverage(key, common, rows);
+    return result;
+  }
+
+  static std::vector<std::int64_t> difference(std::vector<std::int64_t> in_rows,
+                                              const std::vector<std::int64_t>& rows_offsets,
+                                              const std::vector<std::int64_t>& piece_offsets) {
+    for (std::size_t d = 0; d < in_rows.size(); ++d) in_rows[d] += rows_offsets[d] - piece_offsets[d];
+    return in_rows;
+  }
+
+  static wanted_rows common_box(const wanted_rows& rows, const tensor_piece& piece) {
+    wanted_rows box;
+    for (std::size_t d = 0; d < rows.whole.size(); ++d) {
+      const auto begin = std::max(rows.offsets[d], piece.offsets[d]);
+      const auto size = piece.tensor.size(static_cast<std::int64_t>(d));
+      const auto end = std::min(rows.offsets[d] + rows.sizes[d], piece.offsets[d] + size);
+      box.offsets.push_back(begin - rows.offsets[d]);
+      box.sizes.push_back(std::max<std::int64_t>(end - begin, 0));
+    }
+    return box;
+  }
+
+  static at::Tensor place(at::Tensor t, const std::vector<std::int64_t>& offsets,
+                          const std::vector<std::int64_t>& sizes) {
+    for (std::size_t d = 0; d < sizes.size(); ++d) t = t.narrow(static_cast<std::int64_t>(d), offsets[d], sizes[d]);
+    return t;
+  }
+
+  void require_coverage(const char* key, const std::vector<wanted_rows>& common, const wanted_rows& rows) const {
+    std::vector<checkpoint::box_view> boxes;
+    for (const auto& box : common) boxes.push_back({box.offsets, box.sizes});
+    const auto fault = checkpoint::coverage_fault_of(rows.sizes, boxes);
+    if (!fault) return;
+    if (fault->what == checkpoint::coverage_fault::kind::overlap) fail(key, "parts of the sharded tensor overlap");
+    fail(key, fmt::format("the parts of the sharded tensor that are here hold {} of the {} elements that are needed; "
+                          "consolidate the state first",
+                          fault->covered, checkpoint::volume(rows.sizes).value_or(0)));
+  }
+
+  void require_shape(const char* key, at::IntArrayRef found, at::IntArrayRef expected) const {
+    if (found != expected)
+      fail(key, fmt::format("expected shape [{}], found [{}]", fmt::join(expected, ", "), fmt::join(found, ", ")));
+  }
+
   at::Tensor shaped(const char* key, const value& v, at::IntArrayRef sizes) const {
+    return copied(whole(key, v, sizes));
+  }
+
+  const at::Tensor& whole(const char* key, const value& v, at::IntArrayRef sizes) const {
     const at::Tensor* t = v.get_if<at::Tensor>();
     if (t == nullptr) fail(key, "expected Tensor, found " + v.type_name());
     if (const char* why = nullptr; !has_plain_bytes(*t, &why)) fail(key, why);
-    if (t->sizes() != sizes)
-      fail(key, fmt::format("expected shape [{}], found [{}]", fmt::join(sizes, ", "), fmt::join(t->sizes(), ", ")));
-    return copied(*t);
+    require_shape(key, t->sizes(), sizes);
+    return *t;
   }
 
   at::Tensor as_scalar(const char* key, const value& v) const {
@@ -433,6 +557,7 @@ class field_reader {
   std::string path_;
   at::Tensor parameter_;
   std::int64_t flat_size_;
+  const parameter_part* part_;
 };
 
 // The two have the same layout.
@@ -520,7 +645,8 @@ std::int64_t flat_size(const optim::Optimizer& optimizer) {
 /// Null where the state has nothing about the parameter.
 template <class Kind>
 std::unique_ptr<typename Kind::param_state> read_state(const dict& all, std::int64_t number,
-                                                       const at::Tensor& parameter, std::int64_t all_elements,
+                                                       const at::Tensor& parameter, const parameter_part* part,
+                                                       std::int64_t all_elements,
                                                        const typename Kind::options& options) {
   const std::string path = fmt::format("state.{}", number);
   const value* saved = all.find(number);
@@ -531,7 +657,7 @@ std::unique_ptr<typename Kind::param_state> read_state(const dict& all, std::int
     return nullptr;
   }
   auto fresh = std::make_unique<typename Kind::param_state>();
-  field_reader fields(saved->as<dict>(), path, parameter, all_elements);
+  field_reader fields(saved->as<dict>(), path, parameter, all_elements, part);
   Kind::visit_state(fields, *fresh, options);
   if (Kind::is_empty(*fresh)) return nullptr;
   return fresh;
@@ -546,7 +672,8 @@ bool is_displaced(const at::Tensor& parameter, [[maybe_unused]] const optim::Opt
 
 /// Throws `state_error` for what is wrong as a whole, and for a parameter's state unless `act` is tolerant.
 template <class Kind>
-loaded<Kind> check(const optim::Optimizer& optimizer, const value& state, loading& act) {
+loaded<Kind> check(const optim::Optimizer& optimizer, const std::vector<parameter_part>* parts, const value& state,
+                   loading& act) {
   const dict& root = state.as<dict>();
   const dict& saved_states = get<dict>(root, "state");
   const list& saved_groups = get<list>(root, "param_groups");
@@ -560,6 +687,7 @@ loaded<Kind> check(const optim::Optimizer& optimizer, const value& state, loadin
   std::unordered_set<std::int64_t> known;
   std::vector<state_error> refused;
   std::size_t displaced = 0;
+  std::int64_t index = 0;
   for (std::size_t g = 0; g < groups.size(); ++g) {
     const std::string path = fmt::format("param_groups.{}", g);
     if (!saved_groups[g].is<dict>()) throw state_error(path, "expected dict, found " + saved_groups[g].type_name());
@@ -574,13 +702,15 @@ loaded<Kind> check(const optim::Optimizer& optimizer, const value& state, loadin
     for (std::size_t i = 0; i < numbers.size(); ++i) {
       if (!known.insert(numbers[i]).second)
         throw state_error(path + ".params", fmt::format("parameter {} occurs twice", numbers[i]));
-      if (act.tolerant() && is_displaced<Kind>(parameters[i], optimizer, act)) {
+      const auto* part = part_at(parts, index++);
+      const auto& whole = part != nullptr ? part->whole : parameters[i];
+      if (act.tolerant() && is_displaced<Kind>(whole, optimizer, act)) {
         ++displaced;
         result.untouched.push_back(parameters[i]);
         continue;
       }
       try {
-        auto fresh = read_state<Kind>(saved_states, numbers[i], parameters[i], all_elements, options);
+        auto fresh = read_state<Kind>(saved_states, numbers[i], parameters[i], part, all_elements, options);
         if (fresh != nullptr) result.states[state_key(parameters[i])] = std::move(fresh);
       } catch (const state_error& e) {
         if (!act.tolerant()) throw;
@@ -602,9 +732,10 @@ loaded<Kind> check(const optim::Optimizer& optimizer, const value& state, loadin
 }
 
 template <class Kind>
-std::function<void()> prepare(optim::Optimizer& optimizer, const value& state, loading& act) {
+std::function<void()> prepare(optim::Optimizer& optimizer, const std::vector<parameter_part>* parts, const value& state,
+                              loading& act) {
   // Shared, because a std::function must be copyable and the states are not.
-  auto checked = std::make_shared<loaded<Kind>>(check<Kind>(optimizer, state, act));
+  auto checked = std::make_shared<loaded<Kind>>(check<Kind>(optimizer, parts, state, act));
   return [&optimizer, checked] {
     for (std::size_t g = 0; g < checked->groups.size(); ++g)
       dynamic_cast<typename Kind::options&>(optimizer.param_groups()[g].options()) = std::move(checked->groups[g]);
@@ -617,14 +748,39 @@ std::function<void()> prepare(optim::Optimizer& optimizer, const value& state, l
 
 }  // namespace
 
-dict optimizer_state(const optim::Optimizer& optimizer) {
-  return with_kind(optimizer, [&]<class Kind>() { return save<Kind>(optimizer); });
+std::string optimizer_type_name(const optim::Optimizer& optimizer) {
+  if (const auto* own = dynamic_cast<const self_describing_optimizer*>(&optimizer)) return own->type_name();
+  return c10::demangle(typeid(optimizer).name());
 }
 
-std::function<void()> prepare_optimizer_load(optim::Optimizer& optimizer, const value& state, loading& act) {
+dict optimizer_state(const optim::Optimizer& optimizer) {
+  if (const auto* own = dynamic_cast<const self_describing_optimizer*>(&optimizer)) return own->state_dict();
+  return with_kind(optimizer, [&]<class Kind>() { return save<Kind>(optimizer, nullptr); });
+}
+
+dict optimizer_state(const optim::Optimizer& optimizer, const std::vector<parameter_part>& parts) {
+  return with_kind(optimizer, [&]<class Kind>() { return save<Kind>(optimizer, &parts); });
+}
+
+std::function<void()> prepare_optimizer_load(optim::Optimizer& optimizer, const std::vector<parameter_part>& parts,
+                                             const value& state, loading& act) {
   const c10::AutoGradMode no_grad(false);
+  return with_kind(optimizer, [&]<class Kind>() { return prepare<Kind>(optimizer, &parts, state, act); });
+}
+
+namespace {
+
+std::function<void()> prepare_known(optim::Optimizer& optimizer, const value& state, loading& act) {
+  const c10::AutoGradMode no_grad(false);
+  if (auto* own = dynamic_cast<self_describing_optimizer*>(&optimizer)) return own->prepare_load(state, act);
+  return with_kind(optimizer, [&]<class Kind>() { return prepare<Kind>(optimizer, nullptr, state, act); });
+}
+
+}  // namespace
+
+std::function<void()> prepare_optimizer_load(optim::Optimizer& optimizer, const value& state, loading& act) {
   try {
-    return with_kind(optimizer, [&]<class Kind>() { return prepare<Kind>(optimizer, state, act); });
+    return prepare_known(optimizer, state, act);
   } catch (const state_error& e) {
     act.mismatched(e);
     return [] {};
@@ -632,9 +788,8 @@ std::function<void()> prepare_optimizer_load(optim::Optimizer& optimizer, const 
 }
 
 void load_optimizer_state(optim::Optimizer& optimizer, const value& state) {
-  const c10::AutoGradMode no_grad(false);
   loading strict(load_options{});
-  with_kind(optimizer, [&]<class Kind>() { return prepare<Kind>(optimizer, state, strict); })();
+  prepare_known(optimizer, state, strict)();
 }
 
 }  // namespace rondo::state

@@ -16,6 +16,7 @@
 #include <string_view>
 #include <thread>
 
+#include "rondo/async/trace.hpp"
 #include "rondo/error.hpp"
 
 namespace rondo::writing {
@@ -26,6 +27,10 @@ constexpr std::string_view marker = ".tmp-";
 constexpr std::size_t random_digits = 16;
 
 using clock = std::chrono::steady_clock;
+
+const trace::label& write_span = trace::intern("write", "writer");
+const trace::label& sync_span = trace::intern("sync", "writer");
+const trace::label& commit_span = trace::intern("commit", "writer");
 
 double seconds(clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
 
@@ -170,6 +175,7 @@ write_receipt write_atomically(file_system& files, const path& target, std::uint
   write_receipt receipt;
   receipt.target = target;
   temporary unfinished(files, target);
+  trace::span phase(write_span);
   const auto started = clock::now();
   const auto file = files.create(unfinished.file(), expected_size);
   unfinished.exists();
@@ -187,9 +193,11 @@ write_receipt write_atomically(file_system& files, const path& target, std::uint
   };
   produce(append_function(append, append_stable));
   if (receipt.bytes != expected_size) refuse_size(target, expected_size, receipt.bytes);
+  phase.next(sync_span);
   const auto written = clock::now();
   file->sync();
   file->close();
+  phase.next(commit_span);
   const auto synced = clock::now();
   unfinished.commit();
   receipt.write_seconds = seconds(written - started);
@@ -203,6 +211,7 @@ write_receipt write_atomically_by_path(file_system& files, const path& target, c
   write_receipt receipt;
   receipt.target = target;
   temporary unfinished(files, target);
+  trace::span phase(write_span);
   const auto started = clock::now();
   unfinished.exists();
   produce(unfinished.file());
@@ -211,8 +220,10 @@ write_receipt write_atomically_by_path(file_system& files, const path& target, c
   if (found != file_kind::regular) {
     refuse(target, std::errc::invalid_argument, "the serializer left something that is not a regular file");
   }
+  phase.next(sync_span);
   const auto written = clock::now();
   receipt.bytes = files.sync_file(unfinished.file());
+  phase.next(commit_span);
   const auto synced = clock::now();
   unfinished.commit();
   receipt.write_seconds = seconds(written - started);

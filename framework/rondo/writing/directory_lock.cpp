@@ -15,17 +15,16 @@
 #include <string_view>
 #include <utility>
 
+#include "rondo/writing/posix.hpp"
+
 namespace rondo::writing {
 
 namespace {
 
+using posix::failure;
 using std::filesystem::path;
 
 constexpr std::size_t longest_note = 4096;
-
-io_error failure(const std::string& operation, const path& file, int code, const std::string& advice = "") {
-  return {operation, file, std::error_code(code, std::generic_category()), advice};
-}
 
 std::string host_name() {
   std::array<char, 256> name{};

@@ -7,16 +7,11 @@
 #include <utility>
 
 #include "rondo/error.hpp"
+#include "rondo/writing/posix.hpp"
 
 namespace rondo::writing {
 
-namespace {
-
-io_error failure(const std::string& operation, const path& file, int code) {
-  return {operation, file, std::error_code(code, std::generic_category())};
-}
-
-}  // namespace
+using posix::failure;
 
 // A file or directory. Files only grow, so what is durable of a file is a prefix.
 struct memory_file_system::node {

@@ -9,6 +9,7 @@
 #include <system_error>
 #include <utility>
 
+#include "rondo/async/trace.hpp"
 #include "rondo/async/worker.hpp"
 #include "rondo/checkpoint/image.hpp"
 #include "rondo/error.hpp"
@@ -117,6 +118,7 @@ class watched_file_system final : public file_system {
 };
 
 write_receipt seal_and_write(file_system& files, const file_image& image, const path& target) {
+  trace::name_this_thread("writer");
   return write_atomically(files, target, image.size(), [&](const append_function& append) {
     checkpoint::seal(image.bytes(), image.spots(), [&](std::span<const std::byte> bytes) { append.stable(bytes); });
   });

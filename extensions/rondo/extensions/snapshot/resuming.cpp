@@ -23,33 +23,80 @@ snapshot_error all_rejected(const std::filesystem::path& directory, const std::v
 
 task<> resuming::from_newest(snapshot_directory& directory) {
   std::vector<rejected_snapshot> rejected;
-  const auto candidates = directory.list(&rejected);
+  const auto files = co_await candidates(directory, rejected);
   std::optional<state::value> state;
-  const snapshot_record* chosen = nullptr;
-  for (const auto& candidate : candidates) {
-    try {
-      state = sound_state(candidate.path);
-      chosen = &candidate;
-      break;
-    } catch (const std::exception& e) {
-      rejected.push_back({candidate.path, e.what()});
-    } catch (...) {
-      rejected.push_back({candidate.path, "an unknown exception"});
+  const std::filesystem::path* chosen = nullptr;
+  for (const auto& file : files) {
+    std::string why;
+    state = co_await try_to_read(file, why);
+    if (!state) {
+      rejected.push_back({file, why});
+      continue;
     }
+    chosen = &file;
+    break;
   }
   co_await tell_rejected(rejected);
   if (chosen == nullptr) {
     if (!rejected.empty()) throw all_rejected(ctx_.out(), rejected);
-    log::info(fmt::format("no snapshot in '{}': a fresh start", ctx_.out().string()));
+    if (ctx_.is_first_rank()) log::info(fmt::format("no snapshot in '{}': a fresh start", ctx_.out().string()));
     co_return;
   }
-  load(chosen->path, *state);
-  log::info(fmt::format("resuming from '{}' (iteration {})", chosen->path.string(), chosen->iteration));
+  load(*chosen, *state);
+  if (!ctx_.is_first_rank()) co_return;
+  // An object has no iteration.
+  const auto place = settings_.whole_loop ? fmt::format(" (iteration {})", ctx_.iteration()) : std::string();
+  log::info(fmt::format("resuming from '{}'{}", chosen->string(), place));
 }
 
-void resuming::from_file(const std::filesystem::path& file) {
-  load(file, sound_state(file));
-  log::info(fmt::format("resuming from '{}', as asked for", file.string()));
+/// Newest first.
+task<std::vector<std::filesystem::path>> resuming::candidates(snapshot_directory& directory,
+                                                              std::vector<rejected_snapshot>& rejected) const {
+  std::vector<std::filesystem::path> files;
+  if (!settings_.ranks || settings_.ranks->saves())
+    for (const auto& record : directory.list(&rejected)) files.push_back(record.path);
+  if (!settings_.ranks) co_return files;
+  std::vector<std::string> names;
+  for (const auto& file : files) names.push_back(file.filename().string());
+  names = co_await settings_.ranks->share(names);
+  files.clear();
+  for (const auto& name : names) files.push_back(ctx_.out() / name);
+  std::vector<std::string> bad;
+  for (const auto& one : rejected) {
+    bad.push_back(one.path.filename().string());
+    bad.push_back(one.reason);
+  }
+  bad = co_await settings_.ranks->share(bad);
+  rejected.clear();
+  for (std::size_t i = 0; i + 1 < bad.size(); i += 2) rejected.push_back({ctx_.out() / bad[i], bad[i + 1]});
+  co_return files;
+}
+
+/// Nothing, and the reason in `why`, if it is not sound, for this or for another rank.
+task<std::optional<state::value>> resuming::try_to_read(std::filesystem::path file, std::string& why) const {
+  std::optional<state::value> state;
+  try {
+    state = sound_state(file);
+  } catch (const std::exception& e) {
+    why = e.what();
+  } catch (...) {
+    why = "an unknown exception";
+  }
+  if (settings_.ranks) why = co_await settings_.ranks->objections(why);
+  if (!why.empty()) state.reset();
+  co_return state;
+}
+
+task<> resuming::from_file(std::filesystem::path file) {
+  if (settings_.ranks) {
+    std::string why;
+    const auto state = co_await try_to_read(file, why);
+    if (!state) throw snapshot_error(fmt::format("'{}' cannot be resumed from: {}", file.string(), why));
+    load(file, *state);
+  } else {
+    load(file, sound_state(file));
+  }
+  if (ctx_.is_first_rank()) log::info(fmt::format("resuming from '{}', as asked for", file.string()));
 }
 
 state::value resuming::sound_state(const std::filesystem::path& file) const {

@@ -10,11 +10,13 @@
 #include "rondo/event/interval.hpp"
 #include "rondo/event/when.hpp"
 #include "rondo/extensions/snapshot/resuming.hpp"
+#include "rondo/extensions/snapshot/sharded_directory.hpp"
 #include "rondo/extensions/snapshot/snapshot_directory.hpp"
 #include "rondo/extensions/snapshot/snapshot_file.hpp"
 #include "rondo/extensions/snapshot/taker.hpp"
 #include "rondo/log.hpp"
 #include "rondo/state/loading.hpp"
+#include "rondo/state/optimizer.hpp"
 
 namespace rondo {
 
@@ -66,6 +68,7 @@ class snapshot_extension {
     auto used = std::make_shared<int>();
     in_use_ = used;
     ctx_ = &ctx;
+    ranks_ = together(ctx);
     directory_.emplace(ctx.out(), ctx.name(), names_, !options_.savefun,
                        [&ctx](const std::string& name) { return name != ctx.name() && ctx.has_extension(name); });
     taker_.emplace(ctx, taker_settings());
@@ -74,13 +77,13 @@ class snapshot_extension {
     taken_at_ = -1;
     ctx.on<event::training_started>([this] {
       begun_at_ = ctx_->execution();
-      if (!ctx_->resumed_from()) warn_about_earlier_run();
+      if (saves()) extensions::remove_stale_attempts(ctx_->out());
+      if (!ctx_->resumed_from() && saves()) warn_about_earlier_run();
     });
     if (options_.autoload || options_.resume_from) ctx.on<event::restoring>([this]() -> task<> { return restore(); });
     ctx.on<event::iteration_completed>([this] { after_iteration(); });
     ctx.when_due([this]() -> task<> { return take_when_due(); });
-    ctx.on<event::iteration_completed>(when([this] { return wanted_besides(); }),
-                                       [this]() -> task<> { return take_regular(); });
+    ctx.on<event::iteration_completed>(trigger(wanted_trigger{this}), [this]() -> task<> { return take_regular(); });
     if (saves_loop()) ctx.on<event::snapshot_requested>([this]() -> task<> { return take_on_request(); });
     if (options_.snapshot_on_error) ctx.on<event::failed>([this]() -> task<> { return take_after_error(); });
     if (options_.report) ctx.on<event::iteration_started>([this] { report(); });
@@ -103,6 +106,33 @@ class snapshot_extension {
   }
 
  private:
+  /// Whether a snapshot is due at the end of this iteration although the trigger has not said so.
+  struct wanted_trigger {
+    const snapshot_extension* self;
+    bool due(const moment&) const { return self->wanted_besides(); }
+    std::string str() const { return "when a snapshot is wanted"; }
+    bool same_on_all_ranks() const { return true; }
+  };
+
+  // ---- ranks -------------------------------------------------------------------------------------------------------
+
+  /// Those with whom snapshots are taken together, if there are any.
+  [[nodiscard]] std::shared_ptr<extensions::snapshot_ranks> together(const context& ctx) const {
+    const auto& group = ctx.group();
+    if (options_.saver_rank < 0 || options_.saver_rank >= group.world_size())
+      throw option_error("saver_rank", fmt::format("{}", options_.saver_rank),
+                         fmt::format("a rank from 0 to {}", group.world_size() - 1));
+    const bool sharded = options_.mode == snapshot_mode::sharded;
+    if (group.world_size() == 1 && !sharded) return nullptr;
+    if (options_.mode == snapshot_mode::standard)
+      throw option_error("mode",
+                         fmt::format("standard with {} ranks, which would write the same files", group.world_size()),
+                         "distributed or sharded");
+    return std::make_shared<extensions::snapshot_ranks>(group, ctx.name(), options_.saver_rank, sharded);
+  }
+
+  [[nodiscard]] bool saves() const { return !ranks_ || ranks_->saves(); }
+
   // ---- options -----------------------------------------------------------------------------------------------------
 
   void validate() const {
@@ -116,6 +146,9 @@ class snapshot_extension {
                          "a loadfun that reads what savefun writes");
     if (options_.savefun && options_.verify)
       throw option_error("verify", "true with a savefun", "Rondo's own format: only its files carry checksums");
+    if (options_.savefun && options_.mode == snapshot_mode::sharded)
+      throw option_error("mode", "sharded with a savefun",
+                         "distributed, or no savefun: parts are files of Rondo's own format");
     if (options_.n_retains != -1 && options_.n_retains < 1)
       throw option_error("n_retains", fmt::format("{}", options_.n_retains), "1 or more, or -1 to keep all snapshots");
     if (options_.n_retains != -1 && options_.retain)
@@ -157,6 +190,17 @@ class snapshot_extension {
     return ctx_->state_dict();
   }
 
+  /// What of sharded tensors this rank needs: before the first step, optimizers have no state that tells.
+  [[nodiscard]] state::value wanted_state() const {
+    auto state = target_state();
+    if (!saves_loop()) return state;
+    auto& optimizers = state.as<state::dict>()["optimizers"].as<state::dict>();
+    for (const auto& one : ctx_->optimizers())
+      if (const auto* own = dynamic_cast<const state::self_describing_optimizer*>(one.optimizer.get()))
+        optimizers.insert_or_assign(one.name, own->wanted());
+    return state;
+  }
+
   void load_target(const state::value& state) const {
     if (const auto* object = std::get_if<state::stateful_ref>(&options_.target)) {
       object->load(state, options_.load);
@@ -189,6 +233,7 @@ class snapshot_extension {
     s.collect = [this] { return target_state(); };
     s.whole_loop = saves_loop();
     s.verify = options_.verify;
+    s.ranks = ranks_;
     s.check = [this](const std::filesystem::path& path) { refuse_other_owner(path); };
     s.describe = [this](checkpoint::snapshot_info& info) { describe(info); };
     s.missing = [this](const extensions::snapshot_progress& done) {
@@ -213,8 +258,9 @@ class snapshot_extension {
   }
 
   task<> take_when_due() {
-    if (options_.condition && !options_.condition()) co_return;
-    co_await take_regular();
+    bool wanted = !options_.condition || options_.condition();
+    if (options_.condition && ranks_) wanted = co_await ranks_->saver_says(wanted);
+    if (wanted) co_await take_regular();
   }
 
   void after_iteration() {
@@ -228,7 +274,6 @@ class snapshot_extension {
       if (const auto* found = ctx_->reported().find(key)) metrics_[key] = found->value();
   }
 
-  /// Whether a snapshot is due at the end of this iteration although the trigger has not said so.
   [[nodiscard]] bool wanted_besides() const {
     return (saves_loop() && ctx_->snapshot_wanted()) || (options_.final && ctx_->stop_requested()) || preempted();
   }
@@ -252,8 +297,9 @@ class snapshot_extension {
   }
 
   task<> take_after_error() {
+    if (!saves()) co_return;
     auto last = order(".error", true);
-    last.insist = last.awaited = true;
+    last.insist = last.awaited = last.alone = true;
     const auto path = last.path;
     co_await taker_->take(std::move(last));
     if (ended_) co_await options_.writer->close();
@@ -290,6 +336,8 @@ class snapshot_extension {
 
   void is_durable(const extensions::snapshot_progress& done) {
     const auto& info = done.order.info;
+    if (options_.report) cost_ = {done.receipt.bytes, done.stall_seconds, done.total_seconds};
+    if (!saves()) return;
     directory_->note({.path = done.order.path,
                       .iteration = info.iteration,
                       .epoch = info.epoch,
@@ -297,7 +345,6 @@ class snapshot_extension {
                       .metrics = info.metrics},
                      info.mid_iteration);
     if (options_.retain && !info.mid_iteration) directory_->retain(*options_.retain, info.iteration, done.order.path);
-    if (options_.report) cost_ = {done.receipt.bytes, done.stall_seconds, done.total_seconds};
   }
 
   void has_failed(const extensions::snapshot_progress& done) const {
@@ -336,16 +383,22 @@ class snapshot_extension {
 
   task<> restore() {
     extensions::resuming::settings s;
-    s.read = options_.loadfun ? options_.loadfun : extensions::read_snapshot;
+    s.read = options_.loadfun;
+    if (!s.read)
+      s.read = [this](const std::filesystem::path& file) { return extensions::read_snapshot(file, wanted_state()); };
     s.validate = options_.validator;
-    s.load = [this](const state::value& state) { load_target(state); };
+    s.load = [this](const state::value& state) {
+      const auto& group = ctx_->group();
+      load_target(saves_loop() ? extensions::state_of_rank(state, group.rank(), group.world_size()) : state);
+    };
     s.whole_loop = saves_loop();
+    s.ranks = ranks_;
     extensions::resuming from(*ctx_, std::move(s));
     if (options_.resume_from) {
-      from.from_file(*options_.resume_from);
+      co_await from.from_file(*options_.resume_from);
       co_return;
     }
-    co_await wait_for_earlier_writers();
+    if (saves()) co_await wait_for_earlier_writers();
     co_await from.from_newest(*directory_);
   }
 
@@ -370,6 +423,7 @@ class snapshot_extension {
   std::optional<writing::file_name_template> names_;
   context* ctx_ = nullptr;  // of the present run, as all that follows
   std::optional<extensions::snapshot_directory> directory_;
+  std::shared_ptr<extensions::snapshot_ranks> ranks_;  // null for a process alone
   std::optional<extensions::snapshot_taker> taker_;
   std::map<std::string, double> metrics_;
   std::optional<cost> cost_;

@@ -22,8 +22,8 @@
 
 namespace rondo {
 
-/// No snapshot could be resumed from although there are some, the chosen file holds another kind of state, or a snapshot
-/// would replace one of another extension.
+/// No snapshot could be resumed from although there are some, the chosen file holds another kind of state, or a
+/// snapshot would replace one of another extension.
 class snapshot_error : public error {
  public:
   using error::error;
@@ -42,6 +42,13 @@ using snapshot_target =
 enum class snapshot_failure {
   fail,  ///< training ends with the error
   warn,  ///< the error is logged, and training goes on; the next snapshot is tried as usual
+};
+
+/// What a snapshot is where several ranks train together (`loop_options::group`).
+enum class snapshot_mode {
+  standard,     ///< that of a single process
+  distributed,  ///< one file for all ranks, which `saver_rank` writes and from which all resume
+  sharded,      ///< a directory in which every rank writes a part, and which `saver_rank` completes
 };
 
 /// Options of `snapshot`; those of pytorch-pfn-extras, with its names and defaults, and more.
@@ -69,13 +76,18 @@ struct snapshot_options {
   /// Go on from this very file, wherever it is: a snapshot of this or another extension, also one that was taken on an
   /// error, or a file of pytorch-pfn-extras. Training does not start if it is not sound.
   std::optional<std::filesystem::path> resume_from = std::nullopt;
-  /// What to do about a state that does not fit the loop: fail (default), or take what fits; and which names in the file
-  /// mean which ones of the model.
+  /// What to do about a state that does not fit the loop: fail (default), or take what fits; and which names in the
+  /// file mean which ones of the model.
   state::load_options load = {};
   /// Asked with every state before it is loaded; what it throws makes autoload pass over the file, as a damaged one.
   std::function<void(const std::filesystem::path& file, const state::value& state)> validator = nullptr;
   /// Who writes. Default: `writers::simple()`.
   std::shared_ptr<writing::writer> writer = nullptr;
+  /// Default: `distributed` where several ranks train together, else `standard`, which several ranks cannot use.
+  std::optional<snapshot_mode> mode = std::nullopt;
+  /// The rank that writes, or that completes a sharded snapshot; below the number of ranks, in every mode. All ranks
+  /// must see the same directory `loop_options::out`, to resume and, in the mode `sharded`, to write.
+  int saver_rank = 0;
   /// What happens when a snapshot cannot be written.
   snapshot_failure on_failure = snapshot_failure::fail;
   /// Whether training ends with a snapshot even if the trigger did not fire there.
@@ -85,8 +97,8 @@ struct snapshot_options {
   /// Whether every file is read back and verified, in the background, before it counts as written and older ones are
   /// removed: finds disks that do not store what they were given.
   bool verify = false;
-  /// Whether to report what the last finished snapshot has cost, for `log_report` and others, in the iteration after its
-  /// end: "<name>/bytes", "<name>/stall_seconds", "<name>/total_seconds" and "<name>/memory".
+  /// Whether to report what the last finished snapshot has cost, for `log_report` and others, in the iteration after
+  /// its end: "<name>/bytes", "<name>/stall_seconds", "<name>/total_seconds" and "<name>/memory".
   bool report = false;
 };
 
@@ -100,8 +112,22 @@ struct snapshot_options {
 ///
 /// With `autoload`, before training starts: the files whose names fit `filename` are verified from the newest recorded
 /// iteration on; damaged ones are passed over with a warning and a `snapshot_rejected` event; the first sound one is
-/// loaded. No file at all is a fresh start. If there are files but none is sound, `snapshot_error` lists why. Files that
-/// a process writer of an earlier run is still writing are waited for.
+/// loaded. No file at all is a fresh start. If there are files but none is sound, `snapshot_error` lists why. Files
+/// that a process writer of an earlier run is still writing are waited for.
+///
+/// With several ranks, all take every snapshot together: they wait for each other before it is captured, the saver rank
+/// writes it, with the random generators of all, and all learn whether it is durable. An error of the saver, a full
+/// disk say, is an error on every rank, with the saver's reason, and `on_failure` means the same on all. `condition` is
+/// the saver's. Autoload takes the newest file that every rank can read and verify. A rank that is gone makes the
+/// snapshots that are on their way fail with a `distributed::rank_error` that names it (on the others; a file that the
+/// saver has begun is whole, or does not exist). A snapshot on an error is taken by the saver alone.
+///
+/// In the mode `sharded` every rank writes its part with a writer of its own, and the saver gives the directory its
+/// name when all parts are durable: it is there as a whole or not at all. Parameters and the state of optimizers are
+/// spread over the ranks by size, sharded tensors (`state::sharded_tensor`) are written by those who have them, and of
+/// all else the saver's is kept. Any number of ranks can resume from it, in any mode, and each reads only what it
+/// needs; `rondo consolidate` makes one file of it. In the mode `distributed`, sharded tensors are gathered before the
+/// file is written, on all ranks. A snapshot on an error has only the saver's parts of sharded tensors.
 ///
 /// Answers `context::snapshot` and `context::request_snapshot`, if it saves the loop.
 ///

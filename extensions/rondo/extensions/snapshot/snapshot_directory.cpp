@@ -10,6 +10,8 @@
 #include <string_view>
 
 #include "rondo/checkpoint/reader.hpp"
+#include "rondo/checkpoint/sharded.hpp"
+#include "rondo/extensions/snapshot/sharded_directory.hpp"
 #include "rondo/log.hpp"
 
 namespace rondo::extensions {
@@ -21,6 +23,11 @@ std::optional<struct stat> inspect(const std::filesystem::path& file) {
   struct stat about {};
   if (::lstat(file.c_str(), &about) != 0) return std::nullopt;
   return about;
+}
+
+/// The file in which a snapshot says what it is.
+std::filesystem::path telling_file(const std::filesystem::path& snapshot) {
+  return checkpoint::is_sharded(snapshot) ? snapshot / checkpoint::sharded_index : snapshot;
 }
 
 std::int64_t created(const std::filesystem::path& file) {
@@ -73,11 +80,12 @@ std::vector<snapshot_record> snapshot_directory::list(std::vector<rejected_snaps
 
 std::optional<snapshot_record> snapshot_directory::record_of(const writing::directory_entry& entry) {
   const auto path = directory_ / entry.name;
-  if (entry.kind != writing::file_kind::regular)
+  const bool sharded = has_manifest_ && checkpoint::is_sharded(path);
+  if (entry.kind != writing::file_kind::regular && !sharded)
     throw format_error(path.string(), 0,
                        entry.kind == writing::file_kind::symlink
                            ? "is a symbolic link, which is not followed; copy or move the file itself here"
-                           : "has the name of a snapshot, but is no regular file");
+                           : "has the name of a snapshot, but is no regular file and no complete sharded snapshot");
   if (!has_manifest_) return record_by_name(path);
   const auto seen = stamp_of(path);
   if (!seen) return std::nullopt;
@@ -89,7 +97,7 @@ std::optional<snapshot_record> snapshot_directory::record_of(const writing::dire
 }
 
 std::optional<snapshot_directory::stamp> snapshot_directory::stamp_of(const std::filesystem::path& file) {
-  const auto about = inspect(file);
+  const auto about = inspect(telling_file(file));
   if (!about) return std::nullopt;
   return stamp{static_cast<std::uint64_t>(about->st_size),
                static_cast<std::int64_t>(about->st_mtim.tv_sec) * 1'000'000'000 + about->st_mtim.tv_nsec};
@@ -110,14 +118,22 @@ void snapshot_directory::retain(const retention& policy, std::int64_t now,
     const auto keep = policy.keep(all, seconds_now());
     for (std::size_t i = 0; i < all.size(); ++i) {
       if (keep[i] || all[i].path == newest) continue;
-      std::error_code failed;
-      std::filesystem::remove(all[i].path, failed);
-      if (failed)
-        log::warn(fmt::format("the old snapshot '{}' cannot be removed: {}", all[i].path.string(), failed.message()));
+      remove(all[i].path);
       known_.erase(all[i].path.filename().string());
     }
   } catch (const std::exception& e) {
     log::warn(std::string("old snapshots cannot be removed: ") + e.what());
+  }
+}
+
+void snapshot_directory::remove(const std::filesystem::path& snapshot) {
+  try {
+    if (checkpoint::is_sharded(snapshot))
+      remove_sharded(snapshot);
+    else
+      std::filesystem::remove(snapshot);
+  } catch (const std::exception& e) {
+    log::warn(fmt::format("the old snapshot '{}' cannot be removed: {}", snapshot.string(), e.what()));
   }
 }
 
@@ -129,7 +145,7 @@ std::optional<std::string> snapshot_directory::other_owner(const std::filesystem
       it != known_.end() && it->second.seen == *seen && it->second.record && !it->second.record->foreign;
   if (is_mine) return std::nullopt;
   try {
-    const auto reader = checkpoint::reader::open(path);
+    const auto reader = checkpoint::reader::open(telling_file(path));
     if (!reader.info() || reader.info()->info.made_by == owner_) return std::nullopt;
     return reader.info()->info.made_by;
   } catch (const error&) {
@@ -139,8 +155,9 @@ std::optional<std::string> snapshot_directory::other_owner(const std::filesystem
 
 bool snapshot_directory::may_be_ours(const writing::directory_entry& entry) const {
   if (names_) return names_->parse(entry.name).has_value();
-  return entry.kind == writing::file_kind::regular && !entry.name.starts_with('.') &&
-         begins_like_a_checkpoint(directory_ / entry.name);
+  const auto path = directory_ / entry.name;
+  const bool may_be = entry.kind == writing::file_kind::regular || checkpoint::is_sharded(path);
+  return may_be && !entry.name.starts_with('.') && begins_like_a_checkpoint(telling_file(path));
 }
 
 snapshot_record snapshot_directory::record_by_name(const std::filesystem::path& file) const {
@@ -153,7 +170,7 @@ snapshot_record snapshot_directory::record_by_name(const std::filesystem::path& 
 }
 
 std::optional<snapshot_record> snapshot_directory::record_inside(const std::filesystem::path& file) const {
-  const auto reader = checkpoint::reader::open(file);
+  const auto reader = checkpoint::reader::open(telling_file(file));
   snapshot_record record;
   record.path = file;
   record.created = created(file);

@@ -20,7 +20,7 @@ struct rejected_snapshot {
   std::string reason;
 };
 
-/// The snapshots of one extension among the files of an output directory.
+/// The snapshots of one extension, files and sharded ones, in an output directory.
 class snapshot_directory {
  public:
   /// With a template, files count whose names it makes; without one (callable names), files whose manifest says that
@@ -53,6 +53,7 @@ class snapshot_directory {
     std::int64_t modified;
     friend bool operator==(const stamp&, const stamp&) = default;
   };
+  static void remove(const std::filesystem::path& snapshot);
   [[nodiscard]] static std::optional<stamp> stamp_of(const std::filesystem::path& file);
   [[nodiscard]] std::optional<snapshot_record> record_of(const writing::directory_entry& entry);
   [[nodiscard]] bool may_be_ours(const writing::directory_entry& entry) const;

@@ -7,7 +7,9 @@
 #include <chrono>
 
 #include "rondo/checkpoint/reader.hpp"
+#include "rondo/checkpoint/sharded.hpp"
 #include "rondo/checkpoint/tensors.hpp"
+#include "rondo/extensions/snapshot/sharding.hpp"
 #include "rondo/log.hpp"
 #include "rondo/version.hpp"
 
@@ -27,12 +29,26 @@ checkpoint::snapshot_info snapshot_info_of(std::string made_by, std::int64_t ite
   return info;
 }
 
-state::value read_snapshot(const std::filesystem::path& file) {
+namespace {
+
+void warn_about_threads(const std::filesystem::path& file, const checkpoint::snapshot_info& info) {
+  if (info.num_threads == at::get_num_threads()) return;
+  log::warn(fmt::format("'{}' was computed with {} threads, now there are {}: sums may differ in their last bits",
+                        file.string(), info.num_threads, at::get_num_threads()));
+}
+
+}  // namespace
+
+state::value read_snapshot(const std::filesystem::path& file, const state::value& wanted) {
+  if (checkpoint::is_sharded(file)) {
+    const auto reader = checkpoint::sharded_reader::open(file);
+    auto state = load_sharded(reader, wanted);
+    warn_about_threads(file, reader.info());
+    return state;
+  }
   const auto reader = checkpoint::reader::open(file);
   auto state = checkpoint::materialize_verified(reader);
-  if (reader.info() && reader.info()->info.num_threads != at::get_num_threads())
-    log::warn(fmt::format("'{}' was computed with {} threads, now there are {}: sums may differ in their last bits",
-                          file.string(), reader.info()->info.num_threads, at::get_num_threads()));
+  if (reader.info()) warn_about_threads(file, reader.info()->info);
   return state;
 }
 

@@ -13,8 +13,9 @@ namespace rondo::extensions {
 [[nodiscard]] checkpoint::snapshot_info snapshot_info_of(std::string made_by, std::int64_t iteration,
                                                          std::int64_t epoch, bool mid_iteration);
 
-/// Verifies every byte of a snapshot and loads it. Throws `format_error` or `io_error` for a file that is not sound.
-/// Warns if it was computed with another number of threads.
-[[nodiscard]] state::value read_snapshot(const std::filesystem::path& file);
+/// Loads a snapshot, a file or a sharded one, and verifies every byte of a file, and of a sharded one every byte that
+/// `wanted`, the present state, asks for (see `load_sharded`). Throws `format_error` or `io_error` for one that is not
+/// sound. Warns if it was computed with another number of threads.
+[[nodiscard]] state::value read_snapshot(const std::filesystem::path& file, const state::value& wanted);
 
 }  // namespace rondo::extensions

@@ -8,9 +8,13 @@
 #include <asio/use_awaitable.hpp>
 #include <utility>
 
+#include "rondo/async/trace.hpp"
 #include "rondo/checkpoint/image.hpp"
 #include "rondo/checkpoint/reader.hpp"
 #include "rondo/checkpoint/verify.hpp"
+#include "rondo/distributed/consolidate.hpp"
+#include "rondo/extensions/snapshot/sharded_directory.hpp"
+#include "rondo/extensions/snapshot/sharding.hpp"
 #include "rondo/log.hpp"
 #include "rondo/state/optimizer.hpp"
 #include "rondo/writing/simple_writer.hpp"
@@ -21,26 +25,40 @@ namespace {
 
 using clock = std::chrono::steady_clock;
 
+const trace::label& snapshot_span = trace::intern("snapshot", "snapshot", "", "iteration");
+const trace::label& plan_span = trace::intern("plan", "snapshot");
+const trace::label& capture_span = trace::intern("capture", "snapshot");
+const trace::label& copy_span = trace::intern("copy", "snapshot");
+const trace::label& write_span = trace::intern("write", "snapshot");
+const trace::label& verify_span = trace::intern("verify", "snapshot");
+
 double seconds_since(clock::time_point start) { return std::chrono::duration<double>(clock::now() - start).count(); }
 
 bool all_on_cpu(const std::vector<checkpoint::described_storage>& storages) {
   return std::ranges::all_of(storages, [](const auto& storage) { return storage.tensor.device().is_cpu(); });
 }
 
-std::string message_of(const std::exception_ptr& error) {
-  try {
-    std::rethrow_exception(error);
-  } catch (const std::exception& e) {
-    return e.what();
-  } catch (...) {
-    return "unknown exception";
-  }
+state::value ranks_part(const state::list& random_states) {
+  state::list ranks;
+  for (const auto& random : random_states) ranks.emplace_back(state::dict{{"random", random}});
+  return ranks;
+}
+
+/// Each rank has its own.
+state::value without_random_state(const state::value& loop) {
+  state::dict root = loop.as<state::dict>();
+  state::dict ours;
+  for (const auto& [key, item] : root["rondo"].as<state::dict>())
+    if (key != state::key("random")) ours.insert_or_assign(key, item);
+  root.insert_or_assign("rondo", std::move(ours));
+  return root;
 }
 
 }  // namespace
 
 task<> snapshot_taker::take(snapshot_order order) {
   const auto p = std::make_shared<snapshot_progress>(std::move(order));
+  p->span = trace::span::apart(snapshot_span, p->order.info.iteration);
   p->counted = unfinished_.join();
   p->own = p->unfinished.join();
   co_await begin(p);
@@ -57,7 +75,8 @@ task<> snapshot_taker::take(snapshot_order order) {
 
 void snapshot_taker::prepare() {
   auto* const memory = settings_.save ? nullptr : settings_.writer->memory();
-  if (memory == nullptr || bytes_ > 0) return;
+  const bool another_saves = settings_.ranks && !settings_.ranks->sharded() && !settings_.ranks->saves();
+  if (memory == nullptr || bytes_ > 0 || another_saves) return;
   try {
     plan(std::make_shared<snapshot_progress>(snapshot_order()));
   } catch (const std::exception& e) {
@@ -71,21 +90,108 @@ void snapshot_taker::prepare() {
 /// Everything up to the point where training may go on.
 task<> snapshot_taker::begin(progress p) {
   try {
-    auto rest = ctx_.emit<event::snapshot_started>(p->order.path, p->order.info.iteration);
+    auto rest = ctx_.emit<event::snapshot_started>(p->order.path, p->order.info.iteration, p->order.alone);
     if (rest) co_await std::move(*rest);
-    settings_.check(p->order.path);
-    auto* const memory = settings_.save ? nullptr : settings_.writer->memory();
-    if (settings_.save) {
-      co_await write_by_name(p);
-    } else if (memory == nullptr) {
-      co_await write_now(p);
-    } else {
-      co_await start_in_background(p, *memory);
+    if (settings_.ranks && !p->order.alone) {
+      co_await settings_.ranks->begin(*p);
+      co_await put_together(p);
     }
+    if (saver_is_elsewhere(p))
+      co_await watch_saver(p);
+    else
+      co_await save(p);
   } catch (...) {
     p->error = std::current_exception();
   }
-  if (!p->in_background) give_back(p);
+  if (p->in_background) co_return;
+  give_back(p);
+  co_await tell_ranks(p);
+}
+
+bool snapshot_taker::saver_is_elsewhere(const progress& p) const {
+  return settings_.ranks && !p->order.alone && !settings_.ranks->sharded() && !settings_.ranks->saves();
+}
+
+bool snapshot_taker::is_sharded(const progress& p) const {
+  return settings_.ranks && !p->order.alone && settings_.ranks->sharded();
+}
+
+/// What this rank writes.
+std::filesystem::path snapshot_taker::file_of(const progress& p) const {
+  if (!is_sharded(p)) return p->order.path;
+  return attempt_directory(p->order.path, p->attempt) / std::to_string(settings_.ranks->group().rank());
+}
+
+/// For one file: a state of which each rank has a part only is gathered, while all ranks are here.
+task<> snapshot_taker::put_together(progress p) {
+  if (is_sharded(p)) co_return;
+  auto state = settings_.collect();
+  if (!has_sharded(state)) co_return;
+  const auto& group = settings_.ranks->group();
+  p->whole = co_await distributed::consolidate(std::move(state), group);
+}
+
+task<> snapshot_taker::save(progress p) {
+  settings_.check(p->order.path);
+  auto* const memory = settings_.save ? nullptr : settings_.writer->memory();
+  if (settings_.save) {
+    co_await write_by_name(p);
+  } else if (memory == nullptr) {
+    co_await write_now(p);
+  } else {
+    co_await start_in_background(p, *memory);
+  }
+}
+
+/// Training goes on as the saver's does.
+task<> snapshot_taker::watch_saver(progress p) {
+  p->order.pause.leave();
+  const bool training_goes_on = !settings_.save && settings_.writer->memory() != nullptr;
+  if (!training_goes_on) co_return;
+  p->in_background = true;
+  ctx_.spawn([this, p]() -> task<> {
+    give_back(p);
+    co_await tell_ranks(p);
+    co_await conclude(p);
+  });
+}
+
+/// What has become of it. That the ranks cannot meet any more is its failure, too, unless it had one before.
+task<> snapshot_taker::tell_ranks(progress p) {
+  if (!std::exchange(p->begun_by_all, false)) co_return;
+  try {
+    if (is_sharded(p))
+      co_await settle(p);
+    else
+      co_await settings_.ranks->end(*p);
+  } catch (...) {
+    if (!p->error) p->error = std::current_exception();
+  }
+  const bool failed = p->error || p->skipped;
+  if (failed && is_sharded(p) && settings_.ranks->saves()) discard_attempt(p->order.path, p->attempt);
+}
+
+/// The second half of a sharded snapshot: when all parts are durable, the saver makes them one.
+task<> snapshot_taker::settle(progress p) {
+  auto receipts = co_await settings_.ranks->gather_parts(*p);
+  const bool all_well = !p->error && !p->skipped;
+  if (all_well && settings_.ranks->saves()) {
+    try {
+      co_await commit(p, std::move(receipts));
+    } catch (...) {
+      p->error = std::current_exception();
+    }
+  }
+  co_await settings_.ranks->end(*p);
+}
+
+task<> snapshot_taker::commit(progress p, std::vector<std::string> receipts) {
+  auto work = [p, tree = index(p, receipts)] {
+    complete_attempt(p->order.path, p->attempt, tree, p->order.info);
+    commit_attempt(p->order.path, p->attempt);
+  };
+  co_await ctx_.offload(work);
+  p->outline = state::value();
 }
 
 /// What a snapshot that has ended, well or not, may no longer keep from others.
@@ -96,7 +202,7 @@ void snapshot_taker::give_back(const progress& p) {
 }
 
 task<> snapshot_taker::write_by_name(progress p) {
-  const auto state = settings_.collect();
+  const auto state = collect(p);
   writing::write_request request(p->order.path,
                                  [&](const std::filesystem::path& temporary) { settings_.save(temporary, state); });
   p->capture_seconds = seconds_since(p->started);
@@ -112,16 +218,19 @@ task<> snapshot_taker::write_now(progress p) {
   const auto& file = planner_.file();
   std::optional<capture> copied;
   if (!all_on_cpu(planner_.storages())) {
+    const trace::span capturing(capture_span);
     copied.emplace(planner_, ordinary_memory(bytes_), resting_storages());
   }
   p->capture_seconds = seconds_since(p->started);
-  writing::write_request request(p->order.path, file.size(), [&](const writing::append_function& append) {
+  writing::write_request request(file_of(p), file.size(), [&](const writing::append_function& append) {
     if (copied)
       checkpoint::seal(copied->image().bytes(), copied->image().spots(), append);
     else
       file.write(append);
   });
+  auto writing = trace::span::apart(write_span);
   p->receipt = co_await settings_.writer->write(std::move(request));
+  writing.end();
   p->reading.leave();
   planner_.release();
   if (settings_.verify) co_await verify_written(p);
@@ -142,7 +251,9 @@ task<> snapshot_taker::start_in_background(progress p, writing::staging& memory)
         fmt::format("the writer '{}' has no room: earlier snapshots are still being written", settings_.writer->name());
     co_return;
   }
-  p->taken = std::make_shared<capture>(planner_, std::move(slot), resting(state));
+  trace::span capturing(capture_span);
+  p->taken = std::make_shared<capture>(planner_, std::move(slot), is_sharded(p) ? p->resting : resting(state));
+  capturing.end();
   planner_.release();
   p->order.pause.leave();
   p->reading = ctx_.hold_state();
@@ -164,11 +275,16 @@ task<> snapshot_taker::go_on(progress p) {
     p->error = std::current_exception();
   }
   give_back(p);
+  co_await tell_ranks(p);
   co_await conclude(p);
 }
 
 task<> snapshot_taker::copy(progress p) {
-  auto job = [taken = p->taken] { taken->copy_rest(); };
+  auto job = [taken = p->taken] {
+    trace::name_this_thread("copier");
+    const trace::span copying(copy_span);
+    taken->copy_rest();
+  };
   co_await settings_.writer->memory()->copier().run(job);
   p->taken->require_unchanged();
   p->stall_seconds += p->reading.leave();
@@ -176,20 +292,25 @@ task<> snapshot_taker::copy(progress p) {
 }
 
 task<> snapshot_taker::write_copy(progress p) {
-  writing::write_request request(p->order.path, p->taken->image());
+  writing::write_request request(file_of(p), p->taken->image());
   request.replaceable = !p->order.insist;
   p->taken.reset();  // the writer alone decides how long the memory is needed
+  const auto writing = trace::span::apart(write_span);
   p->receipt = co_await settings_.writer->write(std::move(request));
 }
 
 task<> snapshot_taker::verify_written(progress p) {
-  auto check = [file = p->order.path] { checkpoint::verify(checkpoint::reader::open(file)); };
+  auto check = [file = file_of(p)] {
+    const trace::span verifying(verify_span);
+    checkpoint::verify(checkpoint::reader::open(file));
+  };
   co_await ctx_.offload(check);
 }
 
 /// The end of a snapshot, however it went.
 task<> snapshot_taker::conclude(progress p) {
   p->total_seconds = seconds_since(p->started);
+  p->span.end();
   if (!p->in_background) p->stall_seconds = p->total_seconds;
   try {
     if (p->error || p->skipped)
@@ -234,12 +355,57 @@ task<std::shared_ptr<writing::staging_slot>> snapshot_taker::room(writing::stagi
   return memory.acquire(bytes, policy);
 }
 
+/// With what only the other ranks know.
+state::value snapshot_taker::collect(const progress& p) {
+  auto state = p->whole.is<std::monostate>() ? settings_.collect() : p->whole;
+  if (!settings_.ranks || !settings_.whole_loop || p->order.alone || is_sharded(p)) return state;
+  state.as<state::dict>()["rondo"].as<state::dict>().insert_or_assign("ranks", ranks_part(p->random_states));
+  return state;
+}
+
 state::value snapshot_taker::plan(const progress& p) {
-  auto state = settings_.collect();
+  const trace::span planning(plan_span);
+  auto state = collect(p);
   settings_.describe(p->order.info);
+  if (is_sharded(p)) state = part_of(p, state);
   planner_.plan(state, p->order.info);
   bytes_ = writing::file_image::memory_for(planner_.file().size(), planner_.file().checksum_count());
   return state;
+}
+
+/// What this rank writes of a sharded snapshot. Parameters and the state of optimizers are the same on all ranks and
+/// are spread over them; of all else that of the saver counts.
+state::value snapshot_taker::part_of(const progress& p, const state::value& state) {
+  const auto& ranks = *settings_.ranks;
+  const int rank = ranks.group().rank();
+  const int world_size = ranks.group().world_size();
+  const auto unchanging = resting(state);
+  auto shared = with_owner(settings_.whole_loop ? without_random_state(state) : state, unchanging, ranks.saves());
+  auto mine = share_of(shared, rank, world_size);
+  p->part_receipt = std::move(mine.receipt);
+  p->resting.clear();
+  for (std::size_t i = 0; i < mine.bases.size(); ++i)
+    if (unchanging.contains(mine.bases[i].storage().unsafeGetStorageImpl()))
+      p->resting.insert(mine.pieces[i].as<at::Tensor>().storage().unsafeGetStorageImpl());
+  if (ranks.saves()) p->outline = outline_of(shared);
+  state::dict about{{"attempt", p->attempt}, {"rank", std::int64_t{rank}}, {"world_size", std::int64_t{world_size}}};
+  return state::dict{{"pieces", std::move(mine.pieces)}, {"rondo", std::move(about)}};
+}
+
+/// The tree of the file "complete".
+state::value snapshot_taker::index(const progress& p, const std::vector<std::string>& receipts) const {
+  auto tree = index_of(p->outline, receipts);
+  auto& root = tree.as<state::dict>();
+  if (root.find("rondo") == nullptr) root.insert_or_assign("rondo", state::dict());
+  auto& ours = root["rondo"].as<state::dict>();
+  if (settings_.whole_loop) {
+    const auto saver = static_cast<std::size_t>(settings_.ranks->group().rank());
+    ours.insert_or_assign("random", p->random_states[saver]);
+    ours.insert_or_assign("ranks", ranks_part(p->random_states));
+  }
+  const std::int64_t world_size = settings_.ranks->group().world_size();
+  ours.insert_or_assign("sharded", state::dict{{"attempt", p->attempt}, {"world_size", world_size}});
+  return tree;
 }
 
 resting_storages snapshot_taker::resting(const state::value& state) const {

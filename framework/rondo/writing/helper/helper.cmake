@@ -22,9 +22,11 @@ int main() {
   cmake_pop_check_state()
 endif()
 
-add_executable(rondo_writing_helper rondo/writing/helper/main.cpp rondo/error.cpp rondo/checkpoint/crc32.cpp
+add_executable(rondo_writing_helper rondo/writing/helper/main.cpp rondo/error.cpp rondo/async/trace.cpp
+               rondo/checkpoint/crc32.cpp
                rondo/checkpoint/image.cpp rondo/writing/atomic_file.cpp rondo/writing/file_system.cpp
                rondo/writing/memory_block.cpp rondo/writing/posix.cpp rondo/writing/posix_output_file.cpp)
+rondo_compile_as_one(rondo_writing_helper)
 set_target_properties(rondo_writing_helper PROPERTIES OUTPUT_NAME rondo-writer
                       RUNTIME_OUTPUT_DIRECTORY "${CMAKE_CURRENT_BINARY_DIR}/writing_helper")
 target_include_directories(rondo_writing_helper PRIVATE "${CMAKE_CURRENT_SOURCE_DIR}")
@@ -47,5 +49,6 @@ add_custom_command(OUTPUT "${rondo_helper_program}"
 configure_file(rondo/writing/helper/program_image.cpp.in "${rondo_helper_image}" @ONLY)
 # Optimisation at link time loses symbols that only the assembler knows.
 set_source_files_properties("${rondo_helper_image}" PROPERTIES OBJECT_DEPENDS "${rondo_helper_program}"
-                            COMPILE_OPTIONS -fno-lto)
+                            COMPILE_OPTIONS -fno-lto
+                            SKIP_UNITY_BUILD_INCLUSION ON)
 target_sources(rondo_core PRIVATE rondo/writing/helper/process.cpp "${rondo_helper_image}" "${rondo_helper_program}")

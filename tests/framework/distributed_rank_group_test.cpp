@@ -1,0 +1,341 @@
+#include "rondo/distributed/rank_group.hpp"
+
+#include <torch/types.h>
+
+#include <atomic>
+#include <chrono>
+#include <string>
+
+#include "rondo/async/scope.hpp"
+#include "support/catch.hpp"
+#include "support/ranks.hpp"
+#include "support/run_task.hpp"
+
+namespace distributed_rank_group_test {
+
+using namespace rondo;
+using namespace std::chrono_literals;
+using distributed::rank_error;
+using distributed::rank_group;
+using distributed::reduce_op;
+using testing::failures_on_ranks;
+using testing::on_ranks;
+using testing::run_task;
+
+namespace {
+
+/// Catch's macros belong to one thread.
+void require(bool holds, const std::string& what) {
+  if (!holds) throw std::logic_error(what);
+}
+
+rank_error error_of(const std::exception_ptr& failure) {
+  REQUIRE(failure);
+  try {
+    std::rethrow_exception(failure);
+  } catch (const rank_error& e) {
+    return e;
+  } catch (const std::exception& e) {
+    FAIL("not a rank_error: " << e.what());
+  }
+  throw;
+}
+
+}  // namespace
+
+TEST_CASE("a single process is a group in which everything completes at once", "[distributed][rank_group]") {
+  const rank_group alone;
+  CHECK(alone.rank() == 0);
+  CHECK(alone.world_size() == 1);
+  run_task([&]() -> task<> {
+    co_await alone.barrier();
+    const bool yes = co_await alone.agree(true);
+    CHECK(yes);
+    const bool no = co_await alone.agree(false);
+    CHECK_FALSE(no);
+    const auto text = co_await alone.broadcast(std::string("mine"));
+    CHECK(text == "mine");
+    const auto all = co_await alone.all_gather(std::string("mine"));
+    CHECK(all == std::vector<std::string>{"mine"});
+    auto tensor = torch::arange(3.0);
+    co_await alone.all_reduce(tensor);
+    CHECK(torch::equal(tensor, torch::arange(3.0)));
+    const auto tensors = co_await alone.all_gather(tensor);
+    CHECK(tensors.size() == 1);
+  });
+  alone.leave();
+}
+
+TEST_CASE("what ranks bring along reaches those it is for", "[distributed][rank_group]") {
+  const int world_size = GENERATE(2, 3, 4);
+  on_ranks(world_size, [](const rank_group& group) {
+    run_task([&]() -> task<> {
+      const auto me = std::to_string(group.rank());
+      co_await group.barrier();
+      const bool all = co_await group.agree(true);
+      require(all, "all have agreed");
+      const bool not_all = co_await group.agree(group.rank() != 1);
+      require(!not_all, "rank 1 has not agreed");
+      const int last = group.world_size() - 1;
+      const auto from_last = co_await group.broadcast(me, last);
+      require(from_last == std::to_string(last), "broadcast gives the root's");
+      const auto everybody = co_await group.all_gather(me);
+      require(everybody.size() == static_cast<std::size_t>(group.world_size()), "all_gather gives one per rank");
+      for (std::size_t i = 0; i < everybody.size(); ++i) require(everybody[i] == std::to_string(i), "in order");
+      const auto gathered = co_await group.gather(me, last);
+      require(gathered.size() == (group.rank() == last ? everybody.size() : 0), "only the root gets what is gathered");
+      std::string many;
+      if (group.rank() == 0) many.assign(5'000'000, 'x');
+      const auto large = co_await group.broadcast(std::move(many));
+      require(large == std::string(5'000'000, 'x'), "a large message arrives");
+    });
+  });
+}
+
+TEST_CASE("texts that are equal, empty or long come as they were", "[distributed][rank_group]") {
+  on_ranks(4, [](const rank_group& group) {
+    run_task([&]() -> task<> {
+      const std::vector<std::vector<std::string>> rounds{
+          {"a", "a", "a", "a"},
+          {"", "", "b", ""},
+          {"a", "b", "a", "b"},
+          {"c", "c", std::string(100'000, 'd'), std::string(100'000, 'd')}};
+      for (const auto& round : rounds) {
+        const auto all = co_await group.all_gather(round[static_cast<std::size_t>(group.rank())]);
+        require(all == round, "gathers what was given");
+      }
+    });
+  });
+}
+
+TEST_CASE("rank 0 makes one text of all", "[distributed][rank_group]") {
+  const auto join = [](const std::vector<std::string>& all) {
+    std::string whole;
+    for (const auto& one : all) whole += one;
+    return whole;
+  };
+  on_ranks(3, [&](const rank_group& group) {
+    const auto mine = std::to_string(group.rank());
+    require(group.merge_now(mine, join) == "012", "merges while blocking");
+    run_task([&]() -> task<> {
+      auto merging = group.merge(mine, join);
+      const auto whole = co_await std::move(merging);
+      require(whole == "012", "merges");
+    });
+  });
+  const auto failures = failures_on_ranks(3, [](const rank_group& group) {
+    static_cast<void>(
+        group.merge_now("x", [](const auto&) -> std::string { throw std::runtime_error("cannot join"); }));
+  });
+  for (const auto& failure : failures) {
+    REQUIRE(failure);
+    try {
+      std::rethrow_exception(failure);
+    } catch (const std::exception& e) {
+      CHECK(std::string(e.what()).find("cannot join") != std::string::npos);
+    }
+  }
+  CHECK(rank_group().merge_now("alone", join) == "alone");
+}
+
+TEST_CASE("tensors are reduced, broadcast and gathered", "[distributed][rank_group]") {
+  const int world_size = GENERATE(2, 4);
+  on_ranks(world_size, [](const rank_group& group) {
+    run_task([&]() -> task<> {
+      const double r = group.rank();
+      const double w = group.world_size();
+      auto sum = torch::full({1000}, r + 1);
+      co_await group.all_reduce(sum);
+      require(torch::equal(sum, torch::full({1000}, w * (w + 1) / 2)), "sum");
+      auto most = torch::full({3}, group.rank(), torch::kLong);
+      co_await group.all_reduce(most, reduce_op::max);
+      require(torch::equal(most, torch::full({3}, group.world_size() - 1, torch::kLong)), "max");
+      auto least = torch::full({3}, r);
+      co_await group.all_reduce(least, reduce_op::min);
+      require(torch::equal(least, torch::zeros({3})), "min");
+      auto one = torch::full({5}, r);
+      co_await group.broadcast(one, 1);
+      require(torch::equal(one, torch::ones({5})), "broadcast");
+      const auto mine = torch::full({2}, r);
+      const auto all = co_await group.all_gather(mine);
+      for (int i = 0; i < group.world_size(); ++i)
+        require(torch::equal(all[static_cast<std::size_t>(i)], torch::full({2}, i)), "all_gather");
+      auto begun = torch::full({7}, r);
+      auto pending = group.start_all_reduce(begun);
+      auto also = torch::ones({7});
+      auto second = group.start_all_reduce(also);
+      co_await second.wait();
+      co_await pending.wait();
+      require(torch::equal(begun, torch::full({7}, w * (w - 1) / 2)), "one begun before");
+      require(torch::equal(also, torch::full({7}, w)), "one begun after");
+    });
+  });
+}
+
+TEST_CASE("channels have orders of their own", "[distributed][rank_group]") {
+  on_ranks(2, [](const rank_group& group) {
+    run_task([&]() -> task<> {
+      const auto first = group.channel(group.rank() == 0 ? "a" : "b");
+      const auto second = group.channel(group.rank() == 0 ? "b" : "a");
+      std::string in_first;
+      std::string in_second;
+      const auto both = [&](scope& side_by_side) -> task<> {
+        side_by_side.spawn([&]() -> task<> { in_first = co_await first.broadcast("first of 0", 0); });
+        side_by_side.spawn([&]() -> task<> { in_second = co_await second.broadcast("second of 0", 0); });
+        co_return;
+      };
+      co_await with_scope(both);
+      const auto& a = group.rank() == 0 ? in_first : in_second;
+      const auto& b = group.rank() == 0 ? in_second : in_first;
+      require(a == "first of 0" && b == "second of 0", "meetings of two channels are mixed up");
+    });
+  });
+}
+
+TEST_CASE("waiting for other ranks leaves the thread to other coroutines", "[distributed][rank_group]") {
+  std::atomic<int> steps = 0;
+  on_ranks(2, [&](const rank_group& group) {
+    run_task([&]() -> task<> {
+      if (group.rank() == 1) {
+        // Comes only after the other rank's second coroutine has done its steps.
+        while (steps < 1000) std::this_thread::yield();
+        co_await group.barrier();
+        co_return;
+      }
+      const executor home = co_await asio::this_coro::executor;
+      const auto both = [&](scope& side_by_side) -> task<> {
+        side_by_side.spawn([&]() -> task<> { co_await group.barrier(); });
+        side_by_side.spawn([&]() -> task<> {
+          for (int i = 0; i < 1000; ++i) {
+            co_await asio::post(home, asio::use_awaitable);
+            ++steps;
+          }
+        });
+        co_return;
+      };
+      co_await with_scope(both);
+    });
+  });
+  CHECK(steps == 1000);
+}
+
+TEST_CASE("a rank that does not come is named on all ranks", "[distributed][rank_group]") {
+  const int absent = GENERATE(0, 1, 2);
+  std::atomic<int> failed = 0;
+  const auto failures = failures_on_ranks(3, [&](const rank_group& group) {
+    if (group.rank() == absent) {
+      while (failed < 2) std::this_thread::yield();
+      run_task([&]() -> task<> { co_await group.barrier(); });
+      return;
+    }
+    const auto begin = std::chrono::steady_clock::now();
+    try {
+      run_task([&]() -> task<> { co_await group.barrier(400ms); });
+    } catch (const rank_error& e) {
+      ++failed;
+      require(e.ranks() == std::vector<int>{absent}, "names " + std::string(e.what()));
+      // Generous: what counts is that it does not hang.
+      require(std::chrono::steady_clock::now() - begin < 20s, "in time");
+      throw;
+    }
+    ++failed;
+  });
+  for (const auto& failure : failures) {
+    const auto e = error_of(failure);
+    CHECK(e.ranks() == std::vector<int>{absent});
+    CHECK(std::string(e.what()).find("rank " + std::to_string(absent)) != std::string::npos);
+  }
+}
+
+TEST_CASE("a rank that leaves with an error ends what the others wait for, with its reason",
+          "[distributed][rank_group]") {
+  const int failing = GENERATE(0, 1, 2);
+  const bool tensors = GENERATE(false, true);
+  const auto failures = failures_on_ranks(3, [&](const rank_group& group) {
+    if (group.rank() == failing) throw error("the disk is on fire");
+    run_task([&]() -> task<> {
+      auto tensor = torch::ones({10});
+      if (tensors) co_await group.all_reduce(tensor);
+      co_await group.barrier();
+    });
+  });
+  for (int rank = 0; rank < 3; ++rank) {
+    if (rank == failing) continue;
+    const auto e = error_of(failures[static_cast<std::size_t>(rank)]);
+    CHECK(e.ranks() == std::vector<int>{failing});
+    CHECK(std::string(e.what()).find("the disk is on fire") != std::string::npos);
+  }
+}
+
+TEST_CASE("ranks that do different things are told so", "[distributed][rank_group]") {
+  const auto failures = failures_on_ranks(2, [&](const rank_group& group) {
+    run_task([&]() -> task<> {
+      if (group.rank() == 0)
+        co_await group.barrier();
+      else
+        static_cast<void>(co_await group.agree(true));
+    });
+  });
+  for (const auto& failure : failures) {
+    const std::string what = error_of(failure).what();
+    CHECK(what.find("barrier") != std::string::npos);
+    CHECK(what.find("agree") != std::string::npos);
+  }
+}
+
+TEST_CASE("a rank that has left in peace is missed by those who go on", "[distributed][rank_group]") {
+  const auto failures = failures_on_ranks(3, [&](const rank_group& group) {
+    if (group.rank() == 2) return;
+    run_task([&]() -> task<> { co_await group.barrier(); });
+  });
+  CHECK_FALSE(failures[2]);
+  CHECK(error_of(failures[0]).ranks() == std::vector<int>{2});
+  CHECK(error_of(failures[1]).ranks() == std::vector<int>{2});
+}
+
+TEST_CASE("a cancelled wait gives up the answer, and the others get theirs", "[distributed][rank_group]") {
+  on_ranks(2, [](const rank_group& group) {
+    run_task([&]() -> task<> {
+      if (group.rank() == 0) {
+        const auto given_up = [&](scope& inside) -> task<> {
+          inside.spawn([&]() -> task<> { co_await group.barrier(); });
+          const executor home = co_await asio::this_coro::executor;
+          for (int i = 0; i < 3; ++i) co_await asio::post(home, asio::use_awaitable);
+          inside.cancel();
+        };
+        co_await with_scope(given_up);
+      } else {
+        co_await group.barrier();
+      }
+      const auto all = co_await group.all_gather(std::to_string(group.rank()));
+      require(all[0] == "0" && all[1] == "1", "the order is kept");
+    });
+  });
+}
+
+TEST_CASE("a group of ranks that never come is not made", "[distributed][rank_group]") {
+  distributed::group_options options;
+  options.connect_timeout = 300ms;
+  const auto port = testing::free_port();
+  try {
+    static_cast<void>(rank_group::connect(testing::launch_of(0, 3, port), options));
+    FAIL("connected");
+  } catch (const rank_error& e) {
+    CHECK(e.ranks() == std::vector<int>{1, 2});
+  }
+  CHECK_THROWS_AS(rank_group::connect(testing::launch_of(1, 3, port), options), rank_error);
+}
+
+TEST_CASE("impossible calls are refused before anybody is asked", "[distributed][rank_group]") {
+  const rank_group alone;
+  CHECK_THROWS_AS(alone.broadcast(std::string(), 1), option_error);
+  CHECK_THROWS_AS(alone.gather(std::string(), -1), option_error);
+  CHECK_THROWS_AS(alone.barrier(0ms), option_error);
+  CHECK_THROWS_AS(alone.all_reduce(torch::ones({4, 4}).t().slice(0, 0, 2)), option_error);
+  distributed::group_options options;
+  options.timeout = 0ms;
+  CHECK_THROWS_AS(rank_group::connect(testing::launch_of(0, 1, 1), options), option_error);
+  CHECK_THROWS_AS(rank_group::connect(testing::launch_of(2, 2, 1)), option_error);
+}
+
+}  // namespace distributed_rank_group_test
