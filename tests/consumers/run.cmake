@@ -31,4 +31,6 @@ set(RONDO_SOURCE_DIR [[${SOURCE_DIR}]] CACHE STRING \"\")
 run_step(configure "${CMAKE_COMMAND}" -S "${CMAKE_CURRENT_LIST_DIR}/${CONSUMER}" -B "${binary_dir}" -G "${GENERATOR}"
          -C "${settings}")
 run_step(build "${CMAKE_COMMAND}" --build "${binary_dir}" --target consumer)
-run_step(run "${binary_dir}/consumer")
+if(NOT CONSUMER STREQUAL "fetch_content")
+  run_step(run "${binary_dir}/consumer")
+endif()
