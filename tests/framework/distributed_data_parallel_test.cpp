@@ -215,6 +215,32 @@ TEST_CASE("a window of several batches is sent once", "[distributed][data_parall
   });
 }
 
+TEST_CASE("a gradient that grows after it was sent is an error, or is sent at the end",
+          "[distributed][data_parallel]") {
+  const auto train = [](bool overlap) {
+    return failures_on_ranks(2, [=](const rank_group& group) {
+      auto model = made(1);
+      data_parallel parallel(model, group, {.bucket_mb = 1e-4, .overlap = overlap});
+      const auto mine = part(some(8), group.rank() * 4, 4);
+      run([&]() -> task<> {
+        parallel.begin(4);
+        loss_of(*model, mine).backward();
+        loss_of(*model, mine).backward();
+        co_await parallel.finish();
+      });
+      auto expected = made(1);
+      (2 * loss_of(*expected, some(8))).backward();
+      if (!at::allclose(model->first->weight.grad(), expected->first->weight.grad()))
+        throw std::runtime_error("another gradient than expected");
+    });
+  };
+  for (const auto& failed : train(false)) CHECK_FALSE(failed);
+  for (const auto& failed : train(true)) {
+    REQUIRE(failed);
+    CHECK(rondo::message_of(failed).find("data_parallel.overlap") != std::string::npos);
+  }
+}
+
 TEST_CASE("gradients of a backward that nobody announced are means over the ranks", "[distributed][data_parallel]") {
   on_ranks(2, [&](rank_group group) {
     auto model = made(1);

@@ -293,6 +293,32 @@ TEST_CASE("a rank that has left in peace is missed by those who go on", "[distri
   CHECK(error_of(failures[1]).ranks() == std::vector<int>{2});
 }
 
+TEST_CASE("a rank that leaves is missed at every meeting that waits for it", "[distributed][rank_group]") {
+  const auto failures = failures_on_ranks(3, [&](const rank_group& group) {
+    run_task([&]() -> task<> {
+      if (group.rank() != 2) {
+        const auto other = group.channel("b");
+        co_await other.barrier();
+        co_return;
+      }
+      // Has come to a meeting of an earlier name, and leaves.
+      const auto given_up = [&](scope& inside) -> task<> {
+        inside.spawn([&]() -> task<> {
+          const auto one = group.channel("a");
+          co_await one.barrier();
+        });
+        const executor home = co_await asio::this_coro::executor;
+        for (int i = 0; i < 3; ++i) co_await asio::post(home, asio::use_awaitable);
+        inside.cancel();
+      };
+      co_await with_scope(given_up);
+    });
+  });
+  CHECK_FALSE(failures[2]);
+  for (const int rank : {0, 1})
+    CHECK(error_of(failures[static_cast<std::size_t>(rank)]).ranks() == std::vector<int>{2});
+}
+
 TEST_CASE("a cancelled wait gives up the answer, and the others get theirs", "[distributed][rank_group]") {
   on_ranks(2, [](const rank_group& group) {
     run_task([&]() -> task<> {

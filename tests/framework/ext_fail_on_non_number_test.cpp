@@ -115,4 +115,20 @@ TEST_CASE("the bad state can be kept, beside the good snapshots", "[ext][fail_on
   CHECK_FALSE(std::filesystem::exists(out / "snapshot_iter_3"));
 }
 
+TEST_CASE("gradients of an update that is skipped are no failure", "[ext][fail_on_non_number]") {
+  const auto train = [](loop_options options) {
+    auto net = std::make_shared<network>();
+    torch::optim::SGD optimizer(net->parameters(), 0.01);
+    const auto infinite = std::numeric_limits<float>::infinity();
+    auto batches = data::tensor_dataset(torch::full({2, 2}, infinite), torch::rand({2, 1})) | data::batch(2);
+    options.max_epochs = 1;
+    rondo::loop l(net, optimizer, batches, torch::nn::functional::mse_loss, std::move(options));
+    l | fail_on_non_number();
+    l.run();
+  };
+  CHECK_THROWS_AS(train({}), non_number_error);
+  CHECK_NOTHROW(train({.on_non_finite_gradients = non_finite_gradients::skip}));
+  CHECK_NOTHROW(train({.scaler = std::make_shared<grad_scaler>()}));
+}
+
 }  // namespace ext_fail_on_non_number_test

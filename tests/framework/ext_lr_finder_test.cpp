@@ -231,4 +231,13 @@ TEST_CASE("find_lr gives all ranks the same curve, of the mean loss", "[ext][lr_
   }
 }
 
+TEST_CASE("find_lr leaves the scale of the losses as it was", "[ext][lr_finder]") {
+  const quadratic q;
+  const auto scaler = std::make_shared<grad_scaler>();
+  const double before = scaler->factor();
+  static_cast<void>(find_lr(q.loop({.max_iterations = 1000, .scaler = scaler}),
+                            {.start_lr = 1.0, .end_lr = 1e30, .iterations = 40, .smoothing = 0.0}));
+  CHECK(scaler->factor() == before);
+}
+
 }  // namespace ext_lr_finder_test

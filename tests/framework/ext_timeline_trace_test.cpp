@@ -175,4 +175,13 @@ TEST_CASE("timeline_trace refuses options that make no sense", "[ext][timeline_t
   CHECK(refused({.max_events = 0}) == "max_events");
 }
 
+TEST_CASE("a training that cannot begin fails with its own error, traced or not", "[ext][timeline_trace]") {
+  const temporary_directory dir;
+  std::ofstream(dir / "file").put('x');
+  const problem p;
+  auto l = p.loop({.max_epochs = 1, .out = dir / "file" / "out"});
+  l | timeline_trace();
+  CHECK_THROWS_AS(l.run(), io_error);
+}
+
 }  // namespace ext_timeline_trace_test

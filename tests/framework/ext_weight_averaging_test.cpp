@@ -182,4 +182,27 @@ TEST_CASE("averages of what cannot be are refused", "[ext][ema]") {
   CHECK_THROWS_WITH(l.run(), Catch::Contains("generator") && Catch::Contains("main"));
 }
 
+TEST_CASE("an average that has been in another loop begins anew", "[ext][ema]") {
+  const auto train = [](const problem& p, const averaged_weights& averages) {
+    auto l = p.loop({.max_iterations = 6});
+    l | averages;
+    l.run();
+    return average_in(averages);
+  };
+  const problem first;
+  const problem second;
+  const problem the_same;
+  const auto averages = ema({.decay = 0.9});
+  train(first, averages);
+  CHECK(at::equal(train(second, averages), train(the_same, ema({.decay = 0.9}))));
+  CHECK(averages.count() == 6);
+}
+
+TEST_CASE("batch normalisation that a model has twice keeps its momentum", "[ext][update_batch_norm]") {
+  torch::nn::BatchNorm1d norm(torch::nn::BatchNormOptions(2).momentum(0.25));
+  const torch::nn::Sequential model(norm, torch::nn::ReLU(), norm);
+  { const extensions::fresh_statistics statistics(*model); }
+  CHECK(norm->options.momentum() == 0.25);
+}
+
 }  // namespace ext_weight_averaging_test

@@ -338,4 +338,37 @@ TEST_CASE("a recomputed block keeps nothing but its inputs", "[loop][checkpointe
   CHECK_FALSE(inner[1].expired());
 }
 
+TEST_CASE("a parameter that an optimizer has twice is scaled and clipped once", "[loop][clipping]") {
+  const torch::nn::Linear model(torch::nn::LinearOptions(4, 1).bias(false));
+  const std::vector<at::Tensor> twice{model->weight, model->weight};
+  torch::optim::SGD optimizer(twice, 1.0);
+  at::Tensor gradient;
+  const auto step = [&](context&, const int&) -> at::Tensor { return 3 * model->weight.sum(); };
+  loop l(models(model), optimizers(optimizer), ranges::views::ints(0, 1), step,
+         {.max_iterations = 1, .clip_grad_norm = 3.0, .scaler = std::make_shared<grad_scaler>()});
+  l | make_extension("note", [&](context& ctx) {
+    ctx.on<event::update_completed>([&] { gradient = model->weight.grad().clone(); });
+  });
+  l.run();
+  REQUIRE(gradient.defined());
+  CHECK(at::allclose(gradient, at::full({1, 4}, 1.5)));
+}
+
+TEST_CASE("a recomputed block that has batch normalisation twice leaves its momentum", "[loop][checkpointed]") {
+  torch::nn::BatchNorm1d norm(torch::nn::BatchNormOptions(2).momentum(0.25));
+  torch::nn::Sequential block(norm, torch::nn::ReLU(), norm);
+  checkpointed(block, torch::rand({4, 2})).sum().backward();
+  CHECK(norm->options.momentum() == 0.25);
+}
+
+TEST_CASE("a recomputed block may give integers beside what has gradients", "[loop][checkpointed]") {
+  const auto x = torch::tensor({1.0, 3.0, 2.0}).requires_grad_();
+  const auto [values, indices] =
+      checkpointed([](const at::Tensor& in) { return std::tuple(in.square(), in.argsort()); }, x);
+  CHECK_FALSE(indices.requires_grad());
+  CHECK(at::equal(indices, torch::tensor({0, 2, 1})));
+  values.sum().backward();
+  CHECK(at::equal(x.grad(), 2 * x.detach()));
+}
+
 }  // namespace loop_techniques_test

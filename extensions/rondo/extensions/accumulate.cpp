@@ -76,10 +76,9 @@ class accumulator {
 
   task<> join_ranks(context& ctx) {
     const auto group = ctx.group().channel(ctx.name());
-    std::string mine = mine_.pack();
+    std::string mine = std::exchange(mine_, {}).pack();  // what comes while the others are awaited belongs to the next
     auto merging = group.merge(std::move(mine), merged);
     const auto whole = co_await std::move(merging);
-    mine_.clear();
     joined_.merge(summary_table::unpack(whole));
   }
 

@@ -40,14 +40,19 @@ class checker {
   }
 
   [[nodiscard]] std::vector<suspect> suspects(const context& ctx) const {
+    // Where updates with such gradients are skipped, they are no failure, and are still there now.
+    const bool gradients_count = options_.check_gradients && !ctx.options().scaler &&
+                                 ctx.options().on_non_finite_gradients != non_finite_gradients::skip;
     std::vector<suspect> all;
     for (const auto& model : ctx.models())
       for (const auto& item : model.module->named_parameters()) {
         const auto& parameter = item.value();
         if (!parameter.defined() || parameter.numel() == 0) continue;
         const auto& gradient = parameter.grad();
-        if (options_.check_gradients && gradient.defined())
-          all.push_back({model.name, item.key(), true, gradient.is_sparse() ? gradient._values() : gradient});
+        if (gradients_count && gradient.defined()) {
+          const auto values = gradient.is_sparse() ? gradient._values() : gradient;
+          if (values.numel() > 0) all.push_back({model.name, item.key(), true, values});
+        }
         if (at::isFloatingType(parameter.scalar_type())) all.push_back({model.name, item.key(), false, parameter});
       }
     return all;

@@ -26,6 +26,7 @@ class non_number_error : public error {
 
 struct fail_on_non_number_options {
   /// Whether gradients are looked at, too (ppe: check_grad). They tell one iteration earlier, and nearer to the cause.
+  /// They never are where the loop skips updates with such gradients (`scaler`, `on_non_finite_gradients`).
   bool check_gradients = true;
 };
 

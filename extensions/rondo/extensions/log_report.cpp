@@ -166,10 +166,9 @@ class log_writer {
   task<> join_ranks(context& ctx) {
     const auto group = ctx.group().channel(ctx.name());
     std::string mine = fmt::format("{} ", ctx.elapsed_time());
-    mine += means_.pack();
+    mine += std::exchange(means_, {}).pack();  // what is reported while the others are awaited belongs to the next
     auto merging = group.merge(std::move(mine), merged);
     const auto whole = co_await std::move(merging);
-    means_.clear();
     joined_.merge(summary_table::unpack(table_in(whole)));
     for (const auto& key : joined_.keys()) see(key);
     elapsed_time_ = std::stod(whole);

@@ -14,6 +14,8 @@
 
 #include "rondo/error.hpp"
 #include "rondo/event/events.hpp"
+#include "rondo/loop/context.hpp"
+#include "rondo/loop/grad_scaler.hpp"
 #include "rondo/report/summary.hpp"
 #include "rondo/state/module.hpp"
 #include "rondo/state/optimizer.hpp"
@@ -60,7 +62,9 @@ void set_rates(torch::optim::Optimizer& optimizer, const std::vector<double>& ra
 /// Everything that training changes, as it was.
 class saved_state {
  public:
-  explicit saved_state(const context& ctx) : models_(ctx.models()), optimizers_(ctx.optimizers()) {
+  explicit saved_state(const context& ctx)
+      : models_(ctx.models()), optimizers_(ctx.optimizers()), scaler_(ctx.options().scaler) {
+    if (scaler_) scaler_state_ = state::clone(scaler_->state_dict());
     for (const auto& m : models_) model_states_.push_back(state::clone(state::module_state(*m.module)));
     for (const auto& o : optimizers_) {
       optimizer_states_.push_back(state::clone(state::optimizer_state(*o.optimizer)));
@@ -74,6 +78,7 @@ class saved_state {
     for (std::size_t i = 0; i < optimizers_.size(); ++i)
       state::load_optimizer_state(*optimizers_[i].optimizer, optimizer_states_[i]);
     for (auto& [parameter, gradient] : gradients_) parameter.mutable_grad() = gradient;
+    if (scaler_) scaler_->load_state_dict(scaler_state_);
     state::load_random_state(random_);
   }
 
@@ -88,6 +93,8 @@ class saved_state {
   std::vector<state::value> model_states_;
   std::vector<state::value> optimizer_states_;
   std::vector<std::pair<at::Tensor, at::Tensor>> gradients_;
+  std::shared_ptr<grad_scaler> scaler_;
+  state::value scaler_state_;
   state::value random_ = state::random_state();
 };
 

@@ -134,7 +134,7 @@ class tracer {
   /// Ends after `training_completed` has reached everybody, so that the last snapshots are in the trace.
   task<> run(context& ctx) {
     while (const auto* failure = co_await ctx.next<event::failed>()) static_cast<void>(failure);
-    write(ctx);
+    if (file_) write(ctx);  // else training has failed before it began
     spans_.pause();
     co_await jobs_.finished();
   }

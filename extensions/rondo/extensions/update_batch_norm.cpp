@@ -35,7 +35,8 @@ fresh_statistics::fresh_statistics(torch::nn::Module& module)
 }
 
 fresh_statistics::~fresh_statistics() {
-  for (const auto& give_back : before_->momenta) give_back();
+  // Backwards: a module that the model has under two names was changed twice.
+  for (auto give_back = before_->momenta.rbegin(); give_back != before_->momenta.rend(); ++give_back) (*give_back)();
   // `train` is recursive, and `modules()` gives parents before their children.
   for (const auto& [module, mode] : before_->modes) module->train(mode);
 }

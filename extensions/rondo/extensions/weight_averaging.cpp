@@ -53,10 +53,14 @@ class averaged_model {
 
   /// The average takes the place of the weights, which are kept.
   void swap_in() {
-    for (const auto& tensor : live_) kept_.push_back(tensor.clone());
+    std::vector<at::Tensor> copies;
+    for (const auto& tensor : live_) copies.push_back(tensor.clone());
+    kept_ = std::move(copies);
     copy_all(live_, averages_);
   }
+  /// Does nothing where `swap_in` has not come so far.
   void swap_out() {
+    if (kept_.empty()) return;
     copy_all(live_, kept_);
     kept_.clear();
   }
@@ -197,7 +201,10 @@ class weight_averaging {
   void collect(const context& ctx) {
     const auto& wanted = ema_ ? ema_->models : swa_->models;
     for (const auto& name : wanted) static_cast<void>(ctx.model(name));
+    // Of another loop, if the extension has been in one.
     models_.clear();
+    count_ = updates_ = 0;
+    loaded_ = swapped_ = false;
     for (const auto& m : ctx.models())
       if (wanted.empty() || std::ranges::find(wanted, m.name) != wanted.end()) models_.emplace_back(m.name, *m.module);
     if (models_.empty()) throw option_error("models", "a loop without a model", "a loop with models to average");

@@ -134,7 +134,8 @@ struct bucket {
   std::vector<named_tensor> parameters;
   std::int64_t numel = 0;
   at::Tensor flat = {};
-  std::size_t waiting_for = 0;  // gradients that are still being computed
+  std::vector<bool> ready = {};  // whose gradients have been computed
+  std::size_t waiting_for = 0;   // gradients that are still being computed
   std::optional<pending_operation> sent = std::nullopt;
 };
 
@@ -176,7 +177,10 @@ class data_parallel::reducer : public std::enable_shared_from_this<reducer> {
     refresh_buckets();
     armed_ = options_.overlap && last_of_window && accumulating == 0;
     if (!armed_) return;
-    for (auto& each : buckets_) each.waiting_for = each.parameters.size();
+    for (auto& each : buckets_) {
+      each.waiting_for = each.parameters.size();
+      each.ready.assign(each.parameters.size(), false);
+    }
   }
 
   task<> finish() {
@@ -258,10 +262,10 @@ class data_parallel::reducer : public std::enable_shared_from_this<reducer> {
   void add_hooks() {
     remove_hooks();
     for (std::size_t index = 0; index < buckets_.size(); ++index)
-      for (const auto& parameter : buckets_[index].parameters) {
-        auto node = torch::autograd::impl::grad_accumulator(parameter.tensor);
-        auto tell = [self = weak_from_this(), index] {
-          if (const auto there = self.lock()) there->accumulated(index);
+      for (std::size_t i = 0; i < buckets_[index].parameters.size(); ++i) {
+        auto node = torch::autograd::impl::grad_accumulator(buckets_[index].parameters[i].tensor);
+        auto tell = [self = weak_from_this(), index, i] {
+          if (const auto there = self.lock()) there->accumulated(index, i);
         };
         const auto key = node->add_post_hook(std::make_unique<accumulated_hook>(std::move(tell)));
         hooks_.push_back({std::move(node), key});
@@ -276,12 +280,20 @@ class data_parallel::reducer : public std::enable_shared_from_this<reducer> {
   // ---- gradients ---------------------------------------------------------------------------------------------------
 
   /// On the thread that computes gradients: this one, or autograd's own for a device.
-  void accumulated(std::size_t index) noexcept {
+  void accumulated(std::size_t index, std::size_t i) noexcept {
     const std::lock_guard lock(mutex_);
     if (!armed_ || failed_) return;
     try {
-      auto& ready = buckets_[index];
-      if (ready.waiting_for > 0) --ready.waiting_for;
+      auto& changed = buckets_[index];
+      if (changed.ready[i] && index >= next_) return;  // what is sent later holds it all
+      if (changed.ready[i])
+        throw option_error("data_parallel.overlap",
+                           fmt::format("true, but the gradient of '{}' has grown after it was sent: by a second "
+                                       "backward in one step, or by a checkpointed block that is used twice",
+                                       changed.parameters[i].name),
+                           "false here, which sends all gradients at the end");
+      changed.ready[i] = true;
+      --changed.waiting_for;
       // In one order on all ranks, whatever becomes ready first.
       while (next_ < buckets_.size() && buckets_[next_].waiting_for == 0) send(buckets_[next_++]);
     } catch (...) {

@@ -500,11 +500,12 @@ class hub {
   void goodbye(int rank, const std::string& reason) {
     ranks_[static_cast<std::size_t>(rank)].left = true;
     if (!reason.empty()) fail({fmt::format("rank {} has failed: {}", rank, reason), {rank}});
-    if (!failure_ && !meetings_.empty()) {
-      const auto& [id, m] = *meetings_.begin();
-      if (!m.parts[static_cast<std::size_t>(rank)])
-        fail({fmt::format("rank {} left before the {}{}", rank, name_of(m.kind), place_of(id.first)), {rank}});
-    }
+    const auto missed = std::ranges::find_if(
+        meetings_, [&](const auto& meeting) { return !meeting.second.parts[static_cast<std::size_t>(rank)]; });
+    if (!failure_ && missed != meetings_.end())
+      fail({fmt::format("rank {} left before the {}{}", rank, name_of(missed->second.kind),
+                        place_of(missed->first.first)),
+            {rank}});
     tell_if_alone();
   }
 

@@ -75,7 +75,8 @@ class statistics_at_rest {
     if (module != nullptr) visit(*module);
   }
   ~statistics_at_rest() {
-    for (const auto& put_back : put_back_) put_back();
+    // Backwards: a module that the block has under two names was changed twice.
+    for (auto put_back = put_back_.rbegin(); put_back != put_back_.rend(); ++put_back) (*put_back)();
   }
   statistics_at_rest(const statistics_at_rest&) = delete;
   statistics_at_rest& operator=(const statistics_at_rest&) = delete;
@@ -173,7 +174,12 @@ tensor_list run_checkpointed(recomputation block, const tensor_list& inputs,
     const autocast_as precision(autocast_settings{});
     for (const auto& output : block(inputs)) outputs.push_back(output.defined() ? output.detach() : output);
   }
-  autograd::set_history(outputs, node);
+  for (auto& output : outputs) {
+    if (output.defined() && autograd::isDifferentiableType(output.scalar_type()))
+      autograd::set_history(output, node);
+    else
+      node->add_input_metadata(autograd::Node::undefined_input());
+  }
   return outputs;
 }
 

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "rondo/error.hpp"
+#include "rondo/loop/gradients.hpp"
 
 namespace rondo {
 
@@ -32,14 +33,12 @@ using by_kind =
 
 by_kind gradients_of(torch::optim::Optimizer& optimizer) {
   by_kind all;
-  for (const auto& group : optimizer.param_groups())
-    for (const auto& parameter : group.params()) {
-      if (!parameter.grad().defined()) continue;
-      const auto gradient = values_of(parameter.grad());
-      if (gradient.scalar_type() == at::kHalf)
-        throw option_error("grad_scaler", "gradients in float16", "parameters in float32, with computation in float16");
-      all[{gradient.device(), gradient.scalar_type()}].push_back(gradient);
-    }
+  for (const auto& one : gradients::of(optimizer)) {
+    const auto gradient = values_of(one);
+    if (gradient.scalar_type() == at::kHalf)
+      throw option_error("grad_scaler", "gradients in float16", "parameters in float32, with computation in float16");
+    all[{gradient.device(), gradient.scalar_type()}].push_back(gradient);
+  }
   return all;
 }
 

@@ -6,6 +6,7 @@
 #include <c10/core/GradMode.h>
 
 #include <cmath>
+#include <unordered_set>
 
 namespace rondo::gradients {
 
@@ -21,11 +22,18 @@ at::Tensor norm_of(const at::Tensor& gradient, double type) {
 
 }  // namespace
 
-std::vector<at::Tensor> of(const torch::optim::Optimizer& optimizer) {
+std::vector<at::Tensor> parameters_of(const torch::optim::Optimizer& optimizer) {
   std::vector<at::Tensor> all;
+  std::unordered_set<const at::TensorImpl*> seen;
   for (const auto& group : optimizer.param_groups())
     for (const auto& parameter : group.params())
-      if (parameter.grad().defined()) all.push_back(parameter.grad());
+      if (parameter.grad().defined() && seen.insert(parameter.unsafeGetTensorImpl()).second) all.push_back(parameter);
+  return all;
+}
+
+std::vector<at::Tensor> of(const torch::optim::Optimizer& optimizer) {
+  auto all = parameters_of(optimizer);
+  for (auto& one : all) one = one.grad();
   return all;
 }
 

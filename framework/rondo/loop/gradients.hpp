@@ -10,7 +10,10 @@
 /// What the loop does with gradients before an update.
 namespace rondo::gradients {
 
-/// Those of the optimizer's parameters that have one.
+/// The optimizer's parameters that have one; a parameter that it has twice (shared weights) once.
+[[nodiscard]] std::vector<at::Tensor> parameters_of(const torch::optim::Optimizer& optimizer);
+
+/// Their gradients, in the same order.
 [[nodiscard]] std::vector<at::Tensor> of(const torch::optim::Optimizer& optimizer);
 
 /// The norm of all elements together, with the exponent `type` (infinity: the largest absolute value), as

@@ -104,14 +104,10 @@ bool session::gradients_are_usable(std::size_t index, const std::vector<at::Tens
 }
 
 std::string session::parameter_name(std::size_t index, std::size_t nth_gradient) const {
-  std::size_t n = 0;
-  for (const auto& group : optimizers[index].optimizer->param_groups())
-    for (const auto& parameter : group.params()) {
-      if (!parameter.grad().defined() || n++ != nth_gradient) continue;
-      for (const auto& model : models)
-        for (const auto& named : model.module->named_parameters())
-          if (named.value().is_same(parameter)) return fmt::format("'{}' of model '{}'", named.key(), model.name);
-    }
+  const auto parameter = gradients::parameters_of(*optimizers[index].optimizer).at(nth_gradient);
+  for (const auto& model : models)
+    for (const auto& named : model.module->named_parameters())
+      if (named.value().is_same(parameter)) return fmt::format("'{}' of model '{}'", named.key(), model.name);
   return fmt::format("parameter {} of optimizer '{}'", nth_gradient, optimizers[index].name);
 }
 

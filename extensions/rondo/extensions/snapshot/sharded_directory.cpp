@@ -71,6 +71,16 @@ std::string begin_attempt(const std::filesystem::path& target) {
   return attempt;
 }
 
+void require_parts(const std::filesystem::path& target, const std::string& attempt, std::size_t ranks) {
+  const auto directory = attempt_directory(target, attempt);
+  for (std::size_t rank = 0; rank < ranks; ++rank)
+    if (!std::filesystem::is_regular_file(directory / std::to_string(rank)))
+      throw error(fmt::format(
+          "'{}' lacks the part of rank {}, which has written it elsewhere: all ranks need the same out directory, on a "
+          "file system that they share, and a filename that gives the same name on each",
+          target.string(), rank));
+}
+
 void complete_attempt(const std::filesystem::path& target, const std::string& attempt, const state::value& index,
                       const checkpoint::snapshot_info& info) {
   checkpoint::planner planner;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <filesystem>
 #include <string>
 
@@ -18,6 +19,9 @@ namespace rondo::extensions {
 
 /// Makes the directory of a new attempt at `target`, and returns the attempt: 16 hexadecimal digits.
 [[nodiscard]] std::string begin_attempt(const std::filesystem::path& target);
+
+/// Throws `error` if the attempt's directory lacks the file of one of `ranks` ranks: it has written to another place.
+void require_parts(const std::filesystem::path& target, const std::string& attempt, std::size_t ranks);
 
 /// Writes the file "complete" into an attempt's directory, durably.
 void complete_attempt(const std::filesystem::path& target, const std::string& attempt, const state::value& index,

@@ -312,7 +312,9 @@ class snapshot_extension {
     const bool failed = e.error != nullptr;
     co_await taker_->finish();
     // A signal may have stopped training between two iterations, and the last snapshot may have been skipped.
-    const bool wanted = options_.final || preempted() || (saves_loop() && ctx_->snapshot_wanted());
+    // What one rank wants now, the others no longer hear of.
+    const bool asked_for = saves_loop() && !ranks_ && ctx_->snapshot_wanted();
+    const bool wanted = options_.final || preempted() || asked_for;
     const bool trained = ctx_->execution() != begun_at_;
     const bool missing = wanted && !failed && trained && taken_at_ != ctx_->execution();
     std::exception_ptr error;

@@ -186,7 +186,8 @@ task<> snapshot_taker::settle(progress p) {
 }
 
 task<> snapshot_taker::commit(progress p, std::vector<std::string> receipts) {
-  auto work = [p, tree = index(p, receipts)] {
+  auto work = [p, tree = index(p, receipts), ranks = receipts.size()] {
+    require_parts(p->order.path, p->attempt, ranks);
     complete_attempt(p->order.path, p->attempt, tree, p->order.info);
     commit_attempt(p->order.path, p->attempt);
   };
