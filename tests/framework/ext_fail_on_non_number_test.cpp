@@ -8,12 +8,14 @@
 #include <cmath>
 #include <filesystem>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <string>
 
 #include "rondo/data/data.hpp"
 #include "rondo/extensions/call.hpp"
 #include "rondo/extensions/snapshot/snapshot.hpp"
+#include "rondo/loop/grad_scaler.hpp"
 #include "rondo/loop/loop.hpp"
 #include "support/catch.hpp"
 #include "support/messages.hpp"

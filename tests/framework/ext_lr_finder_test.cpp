@@ -3,11 +3,13 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <string>
 
 #include "rondo/extensions/lr_finder.hpp"
+#include "rondo/loop/grad_scaler.hpp"
 #include "rondo/state/random.hpp"
 #include "support/catch.hpp"
 #include "support/messages.hpp"

@@ -181,7 +181,7 @@ TEST_CASE("a training that cannot begin fails with its own error, traced or not"
   const problem p;
   auto l = p.loop({.max_epochs = 1, .out = dir / "file" / "out"});
   l | timeline_trace();
-  CHECK_THROWS_AS(l.run(), io_error);
+  CHECK_THROWS_AS(l.run(), option_error);
 }
 
 }  // namespace ext_timeline_trace_test

@@ -1,5 +1,6 @@
 #include "rondo/extensions/weight_averaging.hpp"
 
+#include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/batchnorm.h>
 #include <torch/nn/modules/container/sequential.h>
 #include <torch/nn/modules/linear.h>
@@ -13,6 +14,7 @@
 
 #include "rondo/error.hpp"
 #include "rondo/extensions/evaluator.hpp"
+#include "rondo/extensions/update_batch_norm.hpp"
 #include "support/bare_loop.hpp"
 #include "support/catch.hpp"
 #include "support/small_loops.hpp"
@@ -200,7 +202,7 @@ TEST_CASE("an average that has been in another loop begins anew", "[ext][ema]") 
 
 TEST_CASE("batch normalisation that a model has twice keeps its momentum", "[ext][update_batch_norm]") {
   torch::nn::BatchNorm1d norm(torch::nn::BatchNormOptions(2).momentum(0.25));
-  const torch::nn::Sequential model(norm, torch::nn::ReLU(), norm);
+  torch::nn::Sequential model(norm, torch::nn::ReLU(), norm);
   { const extensions::fresh_statistics statistics(*model); }
   CHECK(norm->options.momentum() == 0.25);
 }
