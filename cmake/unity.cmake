@@ -1,5 +1,5 @@
 # Files that belong together are compiled together: what they all include is then read, and what they all use is then
-# instantiated, once. A build takes a fraction of the time.
+# instantiated, once, which is most of what a file costs.
 option(RONDO_UNITY_BUILD "Compile the files of one folder together; off shows whether each file includes what it needs" ON)
 
 # rondo_compile_as_one(TARGET)
