@@ -22,7 +22,7 @@ need_value() { [[ $# -ge 2 && -n $2 ]] || usage_error "option $1 needs a value";
 
 need_number() { [[ $2 =~ ^[1-9][0-9]*$ ]] || usage_error "option $1 = $2: allowed is a whole number from 1"; }
 
-# How many compilers may run at once: a file that includes LibTorch takes up to 2 GiB.
+# How many compilers may run at once: files that include LibTorch and are compiled together take up to 3 GiB.
 default_jobs() {
   local cores memory limit
   cores=$(nproc)
@@ -31,7 +31,7 @@ default_jobs() {
     limit=$(</sys/fs/cgroup/memory.max)
     if [[ $limit != max ]] && ((limit >> 30 < memory)); then memory=$((limit >> 30)); fi
   fi
-  local by_memory=$((memory / 2))
+  local by_memory=$((memory / 3))
   ((by_memory >= 1)) || by_memory=1
   echo $((cores < by_memory ? cores : by_memory))
 }

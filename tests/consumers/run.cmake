@@ -18,10 +18,12 @@ if(CONSUMER STREQUAL "find_package")
   list(PREPEND PREFIX_PATH "${prefix}")
 endif()
 
-# Through a file, since values that are lists themselves do not survive a command line.
+# Through a file, since values that are lists themselves do not survive a command line. Whether it builds is what matters
+# here, not how fast it runs.
 set(settings "${binary_dir}/settings.cmake")
 file(WRITE "${settings}" "
 set(CMAKE_BUILD_TYPE [[${BUILD_TYPE}]] CACHE STRING \"\")
+set(CMAKE_CXX_FLAGS_RELEASE -O0 CACHE STRING \"\")
 set(CMAKE_CXX_COMPILER [[${CXX_COMPILER}]] CACHE STRING \"\")
 set(CMAKE_CXX_COMPILER_LAUNCHER [[${LAUNCHER}]] CACHE STRING \"\")
 set(CMAKE_CXX_FLAGS [[${CXX_FLAGS}]] CACHE STRING \"\")
