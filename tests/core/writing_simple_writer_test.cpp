@@ -53,7 +53,7 @@ TEST_CASE("the simple writer takes a serializer of the user's own", "[writing][s
 
 TEST_CASE("the simple writer reports errors and goes on", "[writing][simple_writer]") {
   const auto files = std::make_shared<writing::memory_file_system>();
-  const auto writer = writers::simple(files);
+  const auto writer = writers::simple({.files = files});
   const auto content = pattern(100, 1);
   const writing::write_request request("/file", content.size(), in_pieces(content, 10));
   files->fail(writing::operation::sync, 1, EIO);
@@ -65,7 +65,7 @@ TEST_CASE("the simple writer reports errors and goes on", "[writing][simple_writ
 
 TEST_CASE("the simple writer can be closed twice and used again", "[writing][simple_writer]") {
   const auto files = std::make_shared<writing::memory_file_system>();
-  const auto writer = writers::simple(files);
+  const auto writer = writers::simple({.files = files});
   const auto content = pattern(100, 1);
   run(writer->close());
   run(writer->close());

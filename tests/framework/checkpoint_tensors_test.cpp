@@ -1,6 +1,7 @@
 #include <torch/nn/modules/batchnorm.h>
 #include <torch/types.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -57,6 +58,33 @@ const std::vector<at::ScalarType>& dtypes() {
                                                at::kLong, at::kHalf,         at::kFloat,         at::kDouble,
                                                at::kBool, at::kComplexFloat, at::kComplexDouble, at::kBFloat16};
   return all;
+}
+
+TEST_CASE("a state is viewed where the file is", "[checkpoint][tensors]") {
+  const auto base = torch::arange(24, torch::kFloat).view({4, 6});
+  const state::value original = state::dict{{"base", base},
+                                            {"transposed", base.t()},
+                                            {"slice", base.slice(1, 1, 6, 2)},
+                                            {"empty", torch::empty({0, 3})},
+                                            {"list", state::list{1, "text", torch::ones({1}).expand({5})}}};
+  const auto described = checkpoint::describe(original);
+  const checkpoint::encoder file(described.tree, described.views(), {});
+  std::vector<std::byte> image(file.size());
+  file.write_frame(image);
+  for (std::size_t i = 0; i < described.storages.size(); ++i) {
+    const auto bytes = described.storages[i].data;
+    std::ranges::copy(bytes, image.begin() + static_cast<std::ptrdiff_t>(file.storage_offset(i)));
+  }
+  // Nobody has computed the checksums of this one.
+  const auto unsealed = reader::from_image(image, "memory");
+  const auto viewed = checkpoint::view_state(unsealed);
+  CHECK(state::equal(viewed, original));
+  for (const char* name : {"base", "transposed", "slice"}) {
+    const auto* first = static_cast<const std::byte*>(viewed.at(name).as<at::Tensor>().storage().data());
+    CHECK(first > image.data());
+    CHECK(first + base.nbytes() <= image.data() + image.size());
+  }
+  CHECK(viewed.at("base").as<at::Tensor>().is_alias_of(viewed.at("slice").as<at::Tensor>()));
 }
 
 TEST_CASE("a tree survives the file", "[checkpoint][tensors]") {

@@ -196,7 +196,7 @@ TEST_CASE("after a failed write from live memory the state is free again", "[sna
   auto loop = training.loop(dir.path(), 3);
   bool free = false;
   loop |
-      snapshot({.writer = writers::simple(files), .on_failure = snapshot_failure::warn})
+      snapshot({.writer = writers::simple({.files = files}), .on_failure = snapshot_failure::warn})
           .triggered(rondo::at({1_iterations})) |
       make_extension("swaps", [&](context& ctx) {
         ctx.on_end<event::snapshot_completed>([&]() -> task<> {

@@ -121,7 +121,7 @@ TEST_CASE("with on_failure = warn training goes on, and the next snapshot is tri
     const temporary_directory dir;
     const auto files = std::make_shared<writing::memory_file_system>();
     files->fail(writing::operation::sync, 2, EIO);
-    const auto writer = background ? writers::thread({.files = files}) : writers::simple(files);
+    const auto writer = background ? writers::thread({.files = files}) : writers::simple({.files = files});
     const counting training;
     auto loop = training.loop(dir.path(), 4);
     const rondo::testing::captured_stderr said;

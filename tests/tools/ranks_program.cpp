@@ -111,7 +111,7 @@ struct network : torch::nn::Module {
 
 std::shared_ptr<rondo::writing::writer> make_writer(const settings& s) {
   const auto files = rondo::testing::disk_that_fills_up(s.disk_full);
-  if (s.writer == "simple") return rondo::writers::simple(files);
+  if (s.writer == "simple") return rondo::writers::simple({.files = files});
   if (s.writer == "thread") return rondo::writers::thread({.files = files});
   if (s.writer == "thread_queue") return rondo::writers::thread_queue({.files = files});
   if (s.disk_full) throw rondo::error("ranks_program: --disk-full needs another writer than " + s.writer);

@@ -51,7 +51,7 @@ class trace_file {
     std::string text(static_cast<std::size_t>(position), '\0');
     in.read(text.data(), static_cast<std::streamsize>(text.size()));
     const bool whole = in.gcount() == static_cast<std::streamsize>(text.size());
-    if (whole && text.starts_with(beginning) && text.ends_with('}')) text_.swap(text);
+    if (whole && text.starts_with(beginning) && text.ends_with('}')) text_ = std::move(text);
     if (text_.empty())
       log::warn(fmt::format("'{}' is not what it was when the snapshot was taken, and begins anew", path_.string()));
   }

@@ -32,6 +32,8 @@ class reader {
   [[nodiscard]] static reader from_bytes(std::vector<std::byte> file, std::string where);
   /// The same from memory that the caller keeps alive.
   [[nodiscard]] static reader from_span(std::span<const std::byte> file, std::string where);
+  /// The same for an image in memory whose checksums nobody has computed yet (see `seal`), and which nobody compares.
+  [[nodiscard]] static reader from_image(std::span<const std::byte> image, std::string where);
 
   /// The file's name, as in errors.
   [[nodiscard]] const std::string& where() const noexcept { return archive_.where(); }
@@ -68,7 +70,9 @@ class reader {
     std::optional<mapped_file> file;
     std::vector<std::byte> memory;
   };
-  reader(std::shared_ptr<const source> owner, std::span<const std::byte> bytes, std::string where);
+  enum class checksums { known, unknown };
+  reader(std::shared_ptr<const source> owner, std::span<const std::byte> bytes, std::string where,
+         checksums state = checksums::known);
   [[nodiscard]] archive open_archive(std::span<const std::byte> bytes, std::string where) const;
   [[nodiscard]] const archive::entry& entry_of(std::string_view name) const;
   [[nodiscard]] std::span<const std::byte> data_of(const archive::entry& place) const;
@@ -76,6 +80,7 @@ class reader {
 
   std::shared_ptr<const source> owner_;
   archive archive_;
+  checksums checksums_;
   std::string root_;
   std::optional<manifest> manifest_;
   tree state_;

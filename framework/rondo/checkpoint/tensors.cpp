@@ -125,6 +125,22 @@ void copy_to_cpu(described_storage& storage) {
 
 // ---- From the file ----
 
+/// Memory of the file's bytes, which are to be read into it. In huge pages where it is large, because giving out small
+/// ones takes longer than reading.
+at::Tensor allocate(const tensor_descriptor& described) {
+  const at::Tensor memory = at::empty({described.storage_numel}, at::TensorOptions(torch_type(described.dtype)));
+  constexpr std::uintptr_t huge_page = std::uintptr_t{2} << 20;
+  const auto begin = (reinterpret_cast<std::uintptr_t>(memory.data_ptr()) + huge_page - 1) / huge_page * huge_page;
+  const auto end = (reinterpret_cast<std::uintptr_t>(memory.data_ptr()) + memory.nbytes()) / huge_page * huge_page;
+  // Only a hint.
+  if (begin < end) static_cast<void>(::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE));
+  return memory;
+}
+
+std::span<std::byte> memory_of(const at::Tensor& contiguous) {
+  return {static_cast<std::byte*>(contiguous.data_ptr()), contiguous.nbytes()};
+}
+
 /// The bytes of a tensor's storage on their way out of a checkpoint.
 class record_loader {
  public:
@@ -132,6 +148,13 @@ class record_loader {
 
   /// Throws `format_error` for a tensor that the file cannot hold.
   void check(const tensor_descriptor& described) const { static_cast<void>(file_.storage(described)); }
+
+  /// Memory for the storage of a tensor that has been checked, and the plan to read it.
+  [[nodiscard]] at::Tensor storage(const tensor_descriptor& described) {
+    at::Tensor whole = allocate(described);
+    add(described, memory_of(whole));
+    return whole;
+  }
 
   /// Plans to read the storage's bytes from `first` on into `to`. The tensor has been checked.
   void add(const tensor_descriptor& described, std::span<std::byte> to, std::uint64_t first = 0) {
@@ -197,9 +220,12 @@ class safetensors_loader {
   explicit safetensors_loader(const safetensors_file& file) : file_(file) {}
 
   void check(const tensor_descriptor& described) const { static_cast<void>(file_.storage(described)); }
-  void add(const tensor_descriptor& described, std::span<std::byte> to) {
+  [[nodiscard]] at::Tensor storage(const tensor_descriptor& described) {
+    at::Tensor whole = allocate(described);
     const auto offset = static_cast<std::uint64_t>(file_.storage(described).data() - file_.file().data());
+    const auto to = memory_of(whole);
     parts_.push_back({offset, to.size(), to.data()});
+    return whole;
   }
   void run() {
     read_parts(
@@ -212,28 +238,28 @@ class safetensors_loader {
   std::vector<read_part> parts_;
 };
 
-/// Memory of the file's bytes, which are to be read into it. In huge pages where it is large, because giving out small
-/// ones takes longer than reading.
-at::Tensor allocate(const tensor_descriptor& described) {
-  const at::Tensor memory = at::empty({described.storage_numel}, at::TensorOptions(torch_type(described.dtype)));
-  constexpr std::uintptr_t huge_page = std::uintptr_t{2} << 20;
-  const auto begin = (reinterpret_cast<std::uintptr_t>(memory.data_ptr()) + huge_page - 1) / huge_page * huge_page;
-  const auto end = (reinterpret_cast<std::uintptr_t>(memory.data_ptr()) + memory.nbytes()) / huge_page * huge_page;
-  // Only a hint.
-  if (begin < end) static_cast<void>(::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE));
-  return memory;
-}
+/// Leaves the bytes where they are.
+class record_viewer {
+ public:
+  explicit record_viewer(const reader& file) : file_(file) {}
 
-std::span<std::byte> memory_of(const at::Tensor& contiguous) {
-  return {static_cast<std::byte*>(contiguous.data_ptr()), contiguous.nbytes()};
-}
+  void check(const tensor_descriptor& described) const { static_cast<void>(file_.storage(described)); }
+  [[nodiscard]] at::Tensor storage(const tensor_descriptor& described) const {
+    // LibTorch knows no read-only tensors; this one is only read.
+    auto* const bytes = const_cast<std::byte*>(file_.storage(described).data());
+    return at::from_blob(bytes, {described.storage_numel}, at::TensorOptions(torch_type(described.dtype)));
+  }
+
+ private:
+  const reader& file_;
+};
 
 at::Tensor view_of(const at::Tensor& whole, const tensor_descriptor& described) {
   at::Tensor view = at::empty({0}, whole.options());
   return view.set_(whole.storage(), described.storage_offset, described.sizes, described.strides);
 }
 
-/// Builds a state whose tensors are empty memory, and gives the loader the plan for filling it.
+/// Builds a state whose tensors view the storages that the loader gives.
 template <class Loader>
 class materializer {
  public:
@@ -269,10 +295,7 @@ class materializer {
   state::value convert(const tensor_descriptor& described) {
     loader_.check(described);  // every view, also of a storage that is known
     at::Tensor& whole = storages_[{described.storage_key, described.dtype, described.storage_numel}];
-    if (!whole.defined()) {
-      whole = allocate(described);
-      loader_.add(described, memory_of(whole));
-    }
+    if (!whole.defined()) whole = loader_.storage(described);
     return view_of(whole, described);
   }
 
@@ -554,6 +577,12 @@ state::value materialize_verified(const reader& file) {
   verify_except(file, loader.names());
   loader.run(read_checksums::compute);
   return result;
+}
+
+state::value view_state(const reader& file) {
+  const c10::AutoGradMode no_grad(false);
+  record_viewer viewer(file);
+  return materializer(viewer).visit(file.state());
 }
 
 state::value materialize(const safetensors_file& file) {

@@ -59,6 +59,10 @@ struct described {
 /// all are sound. Throws `format_error` naming the damaged record.
 [[nodiscard]] state::value materialize_verified(const reader& file);
 
+/// The whole state in `file`, without copying: tensors refer to the bytes of the file, so they are valid as long as
+/// these are, and must not be changed. Checksums are not compared. Throws `format_error` for a damaged file.
+[[nodiscard]] state::value view_state(const reader& file);
+
 /// The whole state in a safetensors file, likewise. The format has no checksums; its structure was checked by opening.
 [[nodiscard]] state::value materialize(const safetensors_file& file);
 

@@ -109,7 +109,7 @@ struct snapshot_started {
 struct snapshot_completed {
   const std::filesystem::path& path;
   std::int64_t iteration;   ///< of the state that was saved
-  std::string_view writer;  ///< the kind of writer; "savefun" for a user's own serialization
+  std::string_view writer;  ///< the kind of writer
   std::uint64_t bytes;      ///< size of the file
   double capture_seconds;   ///< describing the state and copying it, where the writer needs a copy
   double write_seconds;     ///< writing with checksums

@@ -18,6 +18,7 @@
 
 #include "rondo/async/trace.hpp"
 #include "rondo/error.hpp"
+#include "rondo/writing/posix.hpp"
 
 namespace rondo::writing {
 
@@ -220,6 +221,9 @@ write_receipt write_atomically_by_path(file_system& files, const path& target, c
   if (found != file_kind::regular) {
     refuse(target, std::errc::invalid_argument, "the serializer left something that is not a regular file");
   }
+  // What is buffered for it would come after its name.
+  if (posix::is_open_here(unfinished.file()))
+    refuse(target, std::errc::device_or_resource_busy, "the serializer left its file open");
   phase.next(sync_span);
   const auto written = clock::now();
   receipt.bytes = files.sync_file(unfinished.file());

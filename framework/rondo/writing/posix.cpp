@@ -1,6 +1,7 @@
 #include "rondo/writing/posix.hpp"
 
 #include <fmt/format.h>
+#include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
@@ -28,6 +29,19 @@ std::string advice_for(int code, const path& file, std::uint64_t needed) {
   if (code == EDQUOT) return fmt::format("{} bytes needed, more than the disk quota leaves", needed);
   if (code == EFBIG) return fmt::format("{} bytes needed, more than the limit on file sizes (ulimit -f)", needed);
   return "";
+}
+
+bool is_open_here(const path& file) {
+  struct stat wanted {};
+  if (::stat(file.c_str(), &wanted) != 0) return false;
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd", ignored)) {
+    struct stat found {};
+    // Follows the link to what is open; the descriptor that lists the directory is closed again by the end.
+    if (::stat(entry.path().c_str(), &found) != 0) continue;
+    if (found.st_dev == wanted.st_dev && found.st_ino == wanted.st_ino) return true;
+  }
+  return false;
 }
 
 descriptor::~descriptor() {

@@ -20,6 +20,9 @@ namespace rondo::writing::posix {
 /// What can be done about `code`, which came up when `needed` more bytes were to be written.
 [[nodiscard]] std::string advice_for(int code, const std::filesystem::path& file, std::uint64_t needed);
 
+/// Whether this process has `file` open; false where the system does not tell (it does in /proc).
+[[nodiscard]] bool is_open_here(const std::filesystem::path& file);
+
 template <class Call>
 auto uninterrupted(Call call) {
   auto result = call();

@@ -264,9 +264,6 @@ task<file_image> line::staged(std::shared_ptr<line> self, const write_request& r
 }
 
 task<write_receipt> line::write(std::shared_ptr<line> self, write_request request) {
-  if (request.save) {
-    co_return writing::write_atomically_by_path(*writing::posix_file_system(), request.target, request.save);
-  }
   self->settle_abandoned();
   const presence here(*self);
   const executor home = co_await asio::this_coro::executor;

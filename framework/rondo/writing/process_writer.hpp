@@ -38,7 +38,7 @@ struct process_options {
 /// dies (with its process id and how it ended) or takes too long; write_superseded for a file whose place a newer one
 /// has taken. After a failure there is no temporary file left, and the next file gets a new helper. Cancellation
 /// withdraws a file that has not been handed over; others are finished. A request without an image blocks training:
-/// `produce` is run on the calling thread into shared memory, `save` is run and committed there as by `simple`.
+/// `produce` is run on the calling thread into shared memory.
 ///
 /// `close` waits for all files and until no helper is left. An event loop that is destroyed while files are on their
 /// way leaves them to their helpers; the next use of the writer first waits, blocking, until they are done. Destroying

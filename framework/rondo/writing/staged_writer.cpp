@@ -62,16 +62,15 @@ class turn {
 
 class staged_writer final : public writer {
  public:
-  staged_writer(std::string name, std::unique_ptr<image_engine> engine, staging_options options,
-                std::shared_ptr<file_system> files)
-      : name_(std::move(name)), files_(std::move(files)), memory_(options), engine_(std::move(engine)) {}
+  staged_writer(std::string name, std::unique_ptr<image_engine> engine, staging_options options, savefun format)
+      : name_(std::move(name)), format_(std::move(format)), memory_(options), engine_(std::move(engine)) {}
 
   task<write_receipt> write(write_request request) override {
+    require_format(name_, own_format(), static_cast<bool>(request.save_image));
     if (request.image) {
       if (request.replaceable) request.image->slot().hand_over();
-      return write_image(std::move(*request.image), std::move(request.target));
+      return write_image(std::move(request));
     }
-    if (request.save) return save(std::move(request));
     return produce(std::move(request));
   }
 
@@ -83,17 +82,19 @@ class staged_writer final : public writer {
 
   [[nodiscard]] std::string_view name() const override { return name_; }
   [[nodiscard]] staging* memory() noexcept override { return &memory_; }
+  [[nodiscard]] const savefun* own_format() const noexcept override { return format_ ? &format_ : nullptr; }
 
  private:
-  task<write_receipt> write_image(file_image image, path target) {
+  task<write_receipt> write_image(write_request request) {
     turn mine(line_);
     co_await mine.come();
-    const bool newest = image.slot().begin_writing();
+    const bool newest = request.image->slot().begin_writing();
     if (!newest) {
       throw write_superseded(
-          fmt::format("'{}' was not written: a newer file took its place in the queue", target.string()));
+          fmt::format("'{}' was not written: a newer file took its place in the queue", request.target.string()));
     }
-    const write_receipt receipt = co_await engine_->write(std::move(image), std::move(target));
+    const write_receipt receipt =
+        co_await engine_->write(std::move(*request.image), std::move(request.target), std::move(request.save_image));
     co_return receipt;
   }
 
@@ -101,18 +102,13 @@ class staged_writer final : public writer {
     auto slot = co_await memory_.acquire(request.size, when_full::wait);
     auto image = filled(std::move(slot), request);
     image.slot().hand_over();
-    const write_receipt receipt = co_await write_image(std::move(image), std::move(request.target));
+    request.image.emplace(std::move(image));
+    const write_receipt receipt = co_await write_image(std::move(request));
     co_return receipt;
   }
 
-  task<write_receipt> save(write_request request) {
-    turn mine(line_);
-    co_await mine.come();
-    co_return write_atomically_by_path(*files_, request.target, request.save);
-  }
-
   std::string name_;
-  std::shared_ptr<file_system> files_;
+  savefun format_;
   staging memory_;
   std::shared_ptr<turn::line> line_ = std::make_shared<turn::line>();
   std::unique_ptr<image_engine> engine_;
@@ -121,8 +117,8 @@ class staged_writer final : public writer {
 }  // namespace
 
 std::shared_ptr<writer> make_staged_writer(std::string name, std::unique_ptr<image_engine> engine,
-                                           staging_options options, std::shared_ptr<file_system> files) {
-  return std::make_shared<staged_writer>(std::move(name), std::move(engine), options, std::move(files));
+                                           staging_options options, savefun format) {
+  return std::make_shared<staged_writer>(std::move(name), std::move(engine), options, std::move(format));
 }
 
 }  // namespace rondo::writing

@@ -117,8 +117,11 @@ class watched_file_system final : public file_system {
   std::shared_ptr<attempt> watch_;
 };
 
-write_receipt seal_and_write(file_system& files, const file_image& image, const path& target) {
+write_receipt seal_and_write(file_system& files, const file_image& image, const path& target,
+                             const image_savefun& save) {
   trace::name_this_thread("writer");
+  if (save)
+    return write_atomically_by_path(files, target, [&](const path& temporary) { save(temporary, image.bytes()); });
   return write_atomically(files, target, image.size(), [&](const append_function& append) {
     checkpoint::seal(image.bytes(), image.spots(), [&](std::span<const std::byte> bytes) { append.stable(bytes); });
   });
@@ -132,11 +135,11 @@ class thread_engine final : public image_engine {
       throw option_error("timeout", in_seconds(*timeout_), "more than 0 s");
   }
 
-  task<write_receipt> write(file_image image, path target) override {
+  task<write_receipt> write(file_image image, path target, image_savefun save) override {
     write_receipt receipt;
     std::exception_ptr failure;
     try {
-      write_receipt written = co_await write_on_thread(image, target);
+      write_receipt written = co_await write_on_thread(image, target, save);
       receipt = std::move(written);
     } catch (...) {
       failure = std::current_exception();
@@ -160,17 +163,17 @@ class thread_engine final : public image_engine {
   }
 
  private:
-  task<write_receipt> write_on_thread(const file_image& image, const path& target) {
+  task<write_receipt> write_on_thread(const file_image& image, const path& target, const image_savefun& save) {
     if (!thread_) thread_ = std::make_unique<worker>();
     if (!timeout_) {
-      auto job = [files = files_, image, target] { return seal_and_write(*files, image, target); };
+      auto job = [files = files_, image, target, save] { return seal_and_write(*files, image, target, save); };
       write_receipt receipt = co_await thread_->run(job);
       co_return receipt;
     }
     const auto watch = std::make_shared<attempt>();
-    auto job = [files = files_, watch, image, target] {
+    auto job = [files = files_, watch, image, target, save] {
       watched_file_system watched(files, watch);
-      return seal_and_write(watched, image, target);
+      return seal_and_write(watched, image, target, save);
     };
     std::optional<write_receipt> receipt = co_await thread_->run_within(*timeout_, job);
     if (!receipt) give_up(*watch, image, target);
@@ -202,7 +205,7 @@ template <class Options>
 std::shared_ptr<writer> make_writer(const char* name, lifetime thread_lives, Options options) {
   auto engine = std::make_unique<thread_engine>(thread_lives, options.timeout, options.files);
   const staging_options memory{options.capacity, options.full, false};
-  return make_staged_writer(name, std::move(engine), memory, std::move(options.files));
+  return make_staged_writer(name, std::move(engine), memory, std::move(options.savefun));
 }
 
 }  // namespace

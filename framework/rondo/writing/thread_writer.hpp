@@ -25,6 +25,9 @@ struct thread_options {
   /// given its name by then is removed. The next file gets a new thread; when all memory is lost in this way, an error.
   std::optional<std::chrono::steady_clock::duration> timeout = std::nullopt;
   std::shared_ptr<writing::file_system> files = writing::posix_file_system();
+  /// The format of the files, if it is not Rondo's own; it runs on the writer's thread. Its tensors refer to the file's
+  /// memory. After a `timeout` it is left to run, with that memory, and what it writes is removed.
+  writing::savefun savefun = nullptr;
 };
 
 /// The same for files that wait in a queue.
@@ -34,6 +37,7 @@ struct queue_options {
   writing::when_full full = writing::when_full::wait;
   std::optional<std::chrono::steady_clock::duration> timeout = std::nullopt;
   std::shared_ptr<writing::file_system> files = writing::posix_file_system();
+  writing::savefun savefun = nullptr;
 };
 
 /// Writes each file on a thread of its own while training goes on; there is no thread between two files. One file at a

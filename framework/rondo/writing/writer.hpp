@@ -8,19 +8,21 @@
 #include "rondo/async/task.hpp"
 #include "rondo/error.hpp"
 #include "rondo/writing/atomic_file.hpp"
+#include "rondo/writing/savefun.hpp"
 #include "rondo/writing/staging.hpp"
 
 namespace rondo::writing {
 
 /// One file to write, in one of three forms: `produce` hands over exactly `size` bytes; `save` writes the file by
-/// itself; `image` is the file in staging memory that came from the writer's own `memory()`.
+/// itself; `image` is the file in staging memory that came from the writer's own `memory()`. A writer with a `savefun`
+/// of its own is asked to write by it: without memory by `save`, with memory by `save_image`.
 class write_request {
  public:
   /// `produce` and what it refers to must stay valid until the write completes.
   write_request(path file, std::uint64_t bytes, producer content)
       : target(std::move(file)), size(bytes), produce(std::move(content)) {}
 
-  /// For a user's own serializer, whose size nobody knows beforehand.
+  /// For a user's own serializer, whose size nobody knows beforehand; of writers without memory.
   write_request(path file, path_producer serializer) : target(std::move(file)), save(std::move(serializer)) {}
 
   /// For a writer with memory.
@@ -32,6 +34,8 @@ class write_request {
   producer produce;
   path_producer save;
   std::optional<file_image> image;
+  /// Writes the file that is wanted out of `image`, which itself is not.
+  image_savefun save_image;
   /// Whether a newer image may take its place before it is begun, if the writer's policy is `when_full::replace`.
   bool replaceable = true;
 };
@@ -41,6 +45,10 @@ class write_superseded : public error {
  public:
   using error::error;
 };
+
+/// Throws option_error where a writer that has a format of its own is not asked to write in it: somebody who writes
+/// through it keeps to himself that it has one.
+void require_format(std::string_view writer, const savefun* own_format, bool asked_for);
 
 /// Brings files to disk: whole, durable and under their names, or not at all (see write_atomically). Writers differ in
 /// which thread or process does the work. One writer may serve several extensions, and again after close().
@@ -65,6 +73,10 @@ class writer {
   /// requests. nullptr (default): the writer takes the bytes from live memory, and training waits until `write`
   /// completes. The memory lives as long as the writer.
   [[nodiscard]] virtual staging* memory() noexcept { return nullptr; }
+
+  /// The format of this writer's files, if it is not Rondo's own (nullptr, the default). Who writes through another
+  /// writer hands on that one's.
+  [[nodiscard]] virtual const savefun* own_format() const noexcept { return nullptr; }
 };
 
 }  // namespace rondo::writing

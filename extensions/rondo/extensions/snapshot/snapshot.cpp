@@ -55,10 +55,10 @@ std::string checked_plain_name(const std::string& name) {
 class snapshot_extension {
  public:
   explicit snapshot_extension(snapshot_options options) : options_(std::move(options)) {
+    choose_writer();
     validate();
     if (const auto* text = std::get_if<std::string>(&options_.filename)) names_.emplace(*text, name_fields());
     require_iteration_in_name();
-    if (!options_.writer) options_.writer = writers::simple();
     if (options_.n_retains != -1) options_.retain = rondo::retain::last(options_.n_retains);
   }
 
@@ -69,7 +69,7 @@ class snapshot_extension {
     in_use_ = used;
     ctx_ = &ctx;
     ranks_ = together(ctx);
-    directory_.emplace(ctx.out(), ctx.name(), names_, !options_.savefun,
+    directory_.emplace(ctx.out(), ctx.name(), names_, !own_format(),
                        [&ctx](const std::string& name) { return name != ctx.name() && ctx.has_extension(name); });
     taker_.emplace(ctx, taker_settings());
     metrics_.clear();
@@ -135,18 +135,25 @@ class snapshot_extension {
 
   // ---- options -----------------------------------------------------------------------------------------------------
 
-  void validate() const {
+  void choose_writer() {
     if (options_.savefun && options_.writer)
-      throw option_error("savefun", "given together with writer '" + std::string(options_.writer->name()) + "'",
-                         "one of the two: a writer brings Rondo's own format to disk, a savefun writes its own file");
-    if (options_.loadfun && !options_.savefun)
+      throw option_error("savefun", fmt::format("given together with writer '{}'", options_.writer->name()),
+                         "one of the two; give the savefun to the writer, as writers::thread({.savefun = …})");
+    if (!options_.writer) options_.writer = writers::simple({.savefun = options_.savefun});
+  }
+
+  /// Whether the files are of another format than Rondo's.
+  [[nodiscard]] bool own_format() const { return options_.writer->own_format() != nullptr; }
+
+  void validate() const {
+    if (options_.loadfun && !own_format())
       throw option_error("loadfun", "given without savefun", "together with the savefun whose files it reads");
-    if (options_.savefun && options_.autoload && !options_.loadfun)
+    if (own_format() && options_.autoload && !options_.loadfun)
       throw option_error("autoload", "true with a savefun, but without a loadfun",
                          "a loadfun that reads what savefun writes");
-    if (options_.savefun && options_.verify)
+    if (own_format() && options_.verify)
       throw option_error("verify", "true with a savefun", "Rondo's own format: only its files carry checksums");
-    if (options_.savefun && options_.mode == snapshot_mode::sharded)
+    if (own_format() && options_.mode == snapshot_mode::sharded)
       throw option_error("mode", "sharded with a savefun",
                          "distributed, or no savefun: parts are files of Rondo's own format");
     if (options_.n_retains != -1 && options_.n_retains < 1)
@@ -164,7 +171,7 @@ class snapshot_extension {
   /// Files of a user's own serialization say nothing about themselves but their names.
   void require_iteration_in_name() const {
     const bool ordered = options_.autoload || options_.n_retains != -1 || options_.retain;
-    if (!options_.savefun || !ordered || (names_ && names_->has_field("iteration"))) return;
+    if (!own_format() || !ordered || (names_ && names_->has_field("iteration"))) return;
     throw option_error(
         "filename", names_ ? names_->text() : "a callable",
         "a template with {iteration} when savefun is combined with autoload or retention, because only the "
@@ -229,7 +236,6 @@ class snapshot_extension {
   extensions::snapshot_taker::settings taker_settings() {
     extensions::snapshot_taker::settings s;
     s.writer = options_.writer;
-    s.save = options_.savefun;
     s.collect = [this] { return target_state(); };
     s.whole_loop = saves_loop();
     s.verify = options_.verify;

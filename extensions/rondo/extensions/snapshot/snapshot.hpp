@@ -22,8 +22,8 @@
 
 namespace rondo {
 
-/// No snapshot could be resumed from although there are some, the chosen file holds another kind of state, or a
-/// snapshot would replace one of another extension.
+/// No snapshot could be resumed from although there are some, the chosen file holds another kind of state, a
+/// snapshot would replace one of another extension, or a user's savefun threw.
 class snapshot_error : public error {
  public:
   using error::error;
@@ -53,10 +53,10 @@ enum class snapshot_mode {
 
 /// Options of `snapshot`; those of pytorch-pfn-extras, with its names and defaults, and more.
 struct snapshot_options {
-  /// The user's own serialization: it is given a temporary path at which nothing exists, and the state. Committed
-  /// atomically and durably like any other snapshot; training waits for it. Cannot be combined with `writer`.
-  std::function<void(const std::filesystem::path& temporary, const state::value& state)> savefun = nullptr;
-  /// The inverse of `savefun`, needed for `autoload` with it.
+  /// A format of the user's own: short for `writer = writers::simple({.savefun = …})`, so training waits for it. A
+  /// `writer` is given it itself.
+  writing::savefun savefun = nullptr;
+  /// The inverse of `savefun`, this one or that of the writer, needed for `autoload` with it.
   std::function<state::value(const std::filesystem::path& file)> loadfun = nullptr;
   snapshot_filename filename = std::string("snapshot_iter_{iteration}");
   snapshot_target target = {};

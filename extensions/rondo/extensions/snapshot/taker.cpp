@@ -11,13 +11,14 @@
 #include "rondo/async/trace.hpp"
 #include "rondo/checkpoint/image.hpp"
 #include "rondo/checkpoint/reader.hpp"
+#include "rondo/checkpoint/tensors.hpp"
 #include "rondo/checkpoint/verify.hpp"
 #include "rondo/distributed/consolidate.hpp"
 #include "rondo/extensions/snapshot/sharded_directory.hpp"
 #include "rondo/extensions/snapshot/sharding.hpp"
+#include "rondo/extensions/snapshot/snapshot.hpp"
 #include "rondo/log.hpp"
 #include "rondo/state/optimizer.hpp"
-#include "rondo/writing/simple_writer.hpp"
 
 namespace rondo::extensions {
 
@@ -42,6 +43,28 @@ state::value ranks_part(const state::list& random_states) {
   state::list ranks;
   for (const auto& random : random_states) ranks.emplace_back(state::dict{{"random", random}});
   return ranks;
+}
+
+/// Whatever the user's code throws is an error of Rondo's, which names the file.
+void save_as(const writing::savefun& format, const std::filesystem::path& target,
+             const std::filesystem::path& temporary, const state::value& state) {
+  try {
+    format(temporary, state);
+  } catch (const error&) {
+    throw;
+  } catch (...) {
+    std::throw_with_nested(snapshot_error(
+        fmt::format("savefun could not save '{}': {}", target.string(), message_of(std::current_exception()))));
+  }
+}
+
+/// The same for a snapshot in staging memory: its state, in place.
+writing::image_savefun saving_image(writing::savefun format, std::filesystem::path target) {
+  return [format = std::move(format), target = std::move(target)](const std::filesystem::path& temporary,
+                                                                  std::span<const std::byte> image) {
+    const auto file = checkpoint::reader::from_image(image, target.string());
+    save_as(format, target, temporary, checkpoint::view_state(file));
+  };
 }
 
 /// Each rank has its own.
@@ -74,7 +97,7 @@ task<> snapshot_taker::take(snapshot_order order) {
 }
 
 void snapshot_taker::prepare() {
-  auto* const memory = settings_.save ? nullptr : settings_.writer->memory();
+  auto* const memory = settings_.writer->memory();
   const bool another_saves = settings_.ranks && !settings_.ranks->sharded() && !settings_.ranks->saves();
   if (memory == nullptr || bytes_ > 0 || another_saves) return;
   try {
@@ -133,20 +156,18 @@ task<> snapshot_taker::put_together(progress p) {
 
 task<> snapshot_taker::save(progress p) {
   settings_.check(p->order.path);
-  auto* const memory = settings_.save ? nullptr : settings_.writer->memory();
-  if (settings_.save) {
-    co_await write_by_name(p);
-  } else if (memory == nullptr) {
-    co_await write_now(p);
-  } else {
+  if (auto* const memory = settings_.writer->memory())
     co_await start_in_background(p, *memory);
-  }
+  else if (settings_.writer->own_format() != nullptr)
+    co_await write_by_name(p);
+  else
+    co_await write_now(p);
 }
 
 /// Training goes on as the saver's does.
 task<> snapshot_taker::watch_saver(progress p) {
   p->order.pause.leave();
-  const bool training_goes_on = !settings_.save && settings_.writer->memory() != nullptr;
+  const bool training_goes_on = settings_.writer->memory() != nullptr;
   if (!training_goes_on) co_return;
   p->in_background = true;
   ctx_.spawn([this, p]() -> task<> {
@@ -204,11 +225,11 @@ void snapshot_taker::give_back(const progress& p) {
 
 task<> snapshot_taker::write_by_name(progress p) {
   const auto state = collect(p);
-  writing::write_request request(p->order.path,
-                                 [&](const std::filesystem::path& temporary) { settings_.save(temporary, state); });
+  const auto& format = *settings_.writer->own_format();
+  writing::write_request request(
+      p->order.path, [&](const std::filesystem::path& temporary) { save_as(format, p->order.path, temporary, state); });
   p->capture_seconds = seconds_since(p->started);
-  const auto by_name = writers::simple();
-  p->receipt = co_await by_name->write(std::move(request));
+  p->receipt = co_await settings_.writer->write(std::move(request));
 }
 
 /// From live memory; training waits.
@@ -295,6 +316,7 @@ task<> snapshot_taker::copy(progress p) {
 task<> snapshot_taker::write_copy(progress p) {
   writing::write_request request(file_of(p), p->taken->image());
   request.replaceable = !p->order.insist;
+  if (const auto* format = settings_.writer->own_format()) request.save_image = saving_image(*format, p->order.path);
   p->taken.reset();  // the writer alone decides how long the memory is needed
   const auto writing = trace::span::apart(write_span);
   p->receipt = co_await settings_.writer->write(std::move(request));
@@ -339,11 +361,10 @@ task<> snapshot_taker::announce(progress p) {
     if (rest) co_await std::move(*rest);
     co_return;
   }
-  const std::string_view writer = settings_.save ? "savefun" : settings_.writer->name();
   const auto* const memory = settings_.writer->memory();
   auto rest = ctx_.emit<event::snapshot_completed>(
-      order.path, order.info.iteration, writer, p->receipt.bytes, p->capture_seconds, p->receipt.write_seconds,
-      p->receipt.sync_seconds + p->receipt.commit_seconds, p->stall_seconds, p->total_seconds,
+      order.path, order.info.iteration, settings_.writer->name(), p->receipt.bytes, p->capture_seconds,
+      p->receipt.write_seconds, p->receipt.sync_seconds + p->receipt.commit_seconds, p->stall_seconds, p->total_seconds,
       memory != nullptr ? memory->peak_bytes() : std::uint64_t{0}, p->error);
   if (rest) co_await std::move(*rest);
 }

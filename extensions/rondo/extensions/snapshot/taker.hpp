@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "rondo/async/trace.hpp"
 #include "rondo/async/semaphore.hpp"
+#include "rondo/async/trace.hpp"
 #include "rondo/async/wait_group.hpp"
 #include "rondo/checkpoint/planner.hpp"
 #include "rondo/extensions/snapshot/capture.hpp"
@@ -69,12 +69,10 @@ struct snapshot_progress {
 /// Belongs to one run and the training thread.
 class snapshot_taker {
  public:
-  using savefun = std::function<void(const std::filesystem::path& temporary, const state::value& state)>;
   using collector = std::function<state::value()>;
 
   struct settings {
     std::shared_ptr<writing::writer> writer;
-    savefun save = nullptr;
     /// The state to be saved. `whole_loop`: in the layout of `context::state_dict`.
     collector collect;
     bool whole_loop = true;

@@ -1,0 +1,301 @@
+#include <torch/types.h>
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "rondo/event/interval.hpp"
+#include "rondo/extensions/snapshot/formats.hpp"
+#include "rondo/extensions/snapshot/snapshot.hpp"
+#include "support/catch.hpp"
+#include "support/counting_loop.hpp"
+#include "support/full_disk.hpp"
+#include "support/gate.hpp"
+#include "support/messages.hpp"
+#include "support/temporary_directory.hpp"
+
+namespace snapshot_savefun_test {
+
+using namespace rondo;
+using namespace rondo::literals;
+using rondo::testing::contains;
+using rondo::testing::counting;
+using rondo::testing::gate;
+using rondo::testing::message_of;
+using rondo::testing::temporary_directory;
+namespace fs = std::filesystem;
+
+namespace {
+
+const std::vector<std::string> kinds{"simple", "thread", "thread_queue"};
+
+std::shared_ptr<writing::writer> make(const std::string& kind, writing::savefun savefun,
+                                      std::shared_ptr<writing::file_system> files = writing::posix_file_system()) {
+  if (kind == "simple") return writers::simple({.files = std::move(files), .savefun = std::move(savefun)});
+  if (kind == "thread") return writers::thread({.files = std::move(files), .savefun = std::move(savefun)});
+  return writers::thread_queue({.files = std::move(files), .savefun = std::move(savefun)});
+}
+
+/// A text file: the iteration, and the smallest and the largest element of the model.
+void save_range(const fs::path& temporary, const state::value& state) {
+  double least = 1e9;
+  double most = -1e9;
+  for (const auto& [name, value] : state.at("models").at("main").as<state::dict>()) {
+    least = std::min(least, value.as<at::Tensor>().min().item<double>());
+    most = std::max(most, value.as<at::Tensor>().max().item<double>());
+  }
+  std::ofstream(temporary) << state.get<std::int64_t>("_start_iteration") << ' ' << least << ' ' << most;
+}
+
+struct range_in_file {
+  std::int64_t iteration = -1;
+  double least = 0;
+  double most = 0;
+};
+
+range_in_file read_range(const fs::path& path) {
+  range_in_file found;
+  std::ifstream file(path);
+  file >> found.iteration >> found.least >> found.most;
+  if (!file) throw std::runtime_error("no range in " + path.string());
+  return found;
+}
+
+std::vector<std::string> files_in(const fs::path& directory) {
+  std::vector<std::string> all;
+  for (const auto& entry : fs::directory_iterator(directory))
+    if (entry.path().filename() != ".rondo.lock") all.push_back(entry.path().filename().string());
+  std::ranges::sort(all);
+  return all;
+}
+
+/// The error that training ends with, when `savefun` has to save the snapshots of iterations 1 and 2.
+template <class Error = error>
+std::string failure(const fs::path& out, const std::string& kind, writing::savefun savefun) {
+  return message_of<Error>([&] {
+    const counting training;
+    auto loop = training.loop(out, 3);
+    loop | snapshot({.writer = make(kind, std::move(savefun))}).triggered(every(1_iterations));
+    loop.run();
+  });
+}
+
+}  // namespace
+
+TEST_CASE("what a writer's savefun is given is one instant", "[snapshot][savefun]") {
+  const std::string kind = GENERATE(from_range(kinds));
+  const temporary_directory dir;
+  const counting training(3, 20'000);
+  auto loop = training.loop(dir.path(), 500);
+  loop | snapshot({.writer = make(kind, save_range)}).triggered(every(1_iterations));
+  REQUIRE(loop.run().iteration == 500);
+  for (std::int64_t i = 1; i <= 500; ++i) {
+    const auto found = read_range(dir / ("snapshot_iter_" + std::to_string(i)));
+    REQUIRE(found.iteration == i);
+    REQUIRE(found.least == static_cast<double>(i));
+    REQUIRE(found.most == static_cast<double>(i));
+  }
+}
+
+TEST_CASE("a savefun runs where its writer works, on the writer's memory", "[snapshot][savefun]") {
+  const std::string kind = GENERATE(from_range(kinds));
+  const temporary_directory dir;
+  const counting training(1, 1'000);
+  const void* live = training.model->parameters()[0].data_ptr();
+  const auto here = std::this_thread::get_id();
+  std::vector<bool> on_this_thread;
+  std::vector<bool> in_live_memory;
+  const auto look = [&](const fs::path& temporary, const state::value& state) {
+    on_this_thread.push_back(std::this_thread::get_id() == here);
+    in_live_memory.push_back(state.at("models").at("main").at("p0").as<at::Tensor>().data_ptr() == live);
+    save_range(temporary, state);
+  };
+  const auto writer = make(kind, look);
+  auto loop = training.loop(dir.path(), 2);
+  loop | snapshot({.writer = writer}).triggered(every(1_iterations));
+  loop.run();
+  const bool waits = kind == "simple";
+  CHECK(on_this_thread == std::vector<bool>{waits, waits});
+  CHECK(in_live_memory == std::vector<bool>{waits, waits});
+}
+
+TEST_CASE("training goes on while a writer's savefun works", "[snapshot][savefun]") {
+  const std::string kind = GENERATE("thread", "thread_queue");
+  const temporary_directory dir;
+  gate hold;
+  const auto slow = [&](const fs::path& temporary, const state::value& state) {
+    hold.pass();
+    save_range(temporary, state);
+  };
+  const counting training;
+  auto loop = training.loop(dir.path(), 20);
+  loop | snapshot({.writer = make(kind, slow)}).triggered(rondo::at({3_iterations})) |
+      make_extension("opens", [&](context& ctx) {
+        ctx.on<event::iteration_completed>([&] {
+          if (ctx.iteration() == 10) hold.open();
+        });
+      });
+  loop.run();
+  const auto found = read_range(dir / "snapshot_iter_3");
+  CHECK(found.least == 3.0);
+  CHECK(found.most == 3.0);
+}
+
+TEST_CASE("snapshots of a writer's savefun are retained and resumed from", "[snapshot][savefun][resume]") {
+  const std::string kind = GENERATE(from_range(kinds));
+  const temporary_directory dir;
+  const auto train = [&](std::int64_t iterations) {
+    const counting training;
+    auto loop = training.loop(dir.path(), iterations);
+    loop | snapshot({.loadfun = formats::load_safetensors,
+                     .n_retains = 2,
+                     .autoload = true,
+                     .writer = make(kind, formats::safetensors())})
+               .triggered(every(2_iterations));
+    return loop.run();
+  };
+  CHECK_FALSE(train(6).resumed_from.has_value());
+  CHECK(files_in(dir.path()) == std::vector<std::string>{"snapshot_iter_4", "snapshot_iter_6"});
+  const auto resumed = train(8);
+  CHECK(resumed.resumed_from == dir / "snapshot_iter_6");
+  const auto state = formats::load_safetensors(dir / "snapshot_iter_8");
+  CHECK(state.at("models").at("main").at("p1").as<at::Tensor>().eq(8).all().item<bool>());
+}
+
+TEST_CASE("a savefun that fails is an error that names file and reason, and leaves what was there",
+          "[snapshot][savefun][error]") {
+  const std::string kind = GENERATE(from_range(kinds));
+  const temporary_directory dir;
+  int calls = 0;
+  const auto second_time = [&](auto fail) {
+    return [&calls, fail](const fs::path& temporary, const state::value& state) {
+      save_range(temporary, state);
+      if (++calls > 1) fail(temporary);
+    };
+  };
+  SECTION("it throws") {
+    const auto text = failure<snapshot_error>(
+        dir.path(), kind, second_time([](const fs::path&) { throw std::runtime_error("the archive is full"); }));
+    CHECK(contains(text, "the archive is full"));
+    CHECK(contains(text, (dir / "snapshot_iter_2").string()));
+  }
+  SECTION("it writes nothing") {
+    const auto text = failure<io_error>(dir.path(), kind, second_time([](const fs::path& file) { fs::remove(file); }));
+    CHECK(contains(text, "wrote no file"));
+    CHECK(contains(text, (dir / "snapshot_iter_2").string()));
+  }
+  SECTION("it leaves no file but a folder") {
+    const auto text = failure<io_error>(dir.path(), kind, second_time([](const fs::path& file) {
+                                          fs::remove(file);
+                                          fs::create_directory(file);
+                                        }));
+    CHECK(contains(text, "not a regular file"));
+  }
+  SECTION("it leaves the file open") {
+    std::ofstream left;
+    const auto text = failure<io_error>(dir.path(), kind, second_time([&](const fs::path& file) { left.open(file); }));
+    CHECK(contains(text, "left its file open"));
+  }
+  CHECK(read_range(dir / "snapshot_iter_1").most == 1.0);
+  CHECK_FALSE(fs::exists(dir / "snapshot_iter_2"));
+}
+
+TEST_CASE("a savefun on a full disk fails as the disk does", "[snapshot][savefun][error]") {
+  const std::string kind = GENERATE(from_range(kinds));
+  if (!fs::exists("/dev/full")) return;
+  const temporary_directory dir;
+  const auto full = [](const fs::path& temporary, const state::value&) {
+    std::ofstream(temporary) << "begun";
+    std::ofstream disk("/dev/full");
+    disk.exceptions(std::ios::badbit | std::ios::failbit);
+    disk << std::string(100'000, 'x') << std::flush;
+  };
+  CHECK(contains(failure<snapshot_error>(dir.path(), kind, full), "snapshot_iter_1"));
+  CHECK(files_in(dir.path()).empty());
+}
+
+TEST_CASE("a savefun that takes too long is given up, and its file removed when it returns",
+          "[snapshot][savefun][timeout]") {
+  const std::string kind = GENERATE("thread", "thread_queue");
+  const temporary_directory dir;
+  const auto hold = std::make_shared<gate>();
+  const auto hang = [hold](const fs::path& temporary, const state::value& state) {
+    save_range(temporary, state);
+    hold->pass();
+  };
+  const auto limit = std::chrono::milliseconds(50);
+  const auto writer = kind == "thread" ? writers::thread({.timeout = limit, .savefun = hang})
+                                       : writers::thread_queue({.timeout = limit, .savefun = hang});
+  const auto text = message_of<io_error>([&] {
+    const counting training;
+    auto loop = training.loop(dir.path(), 1);
+    loop | snapshot({.writer = writer}).triggered(every(1_iterations));
+    loop.run();
+  });
+  CHECK(contains(text, "will not get its name"));
+  hold->open();
+  // The thread finds on its own time that it was given up.
+  while (!files_in(dir.path()).empty()) std::this_thread::yield();
+  CHECK_FALSE(fs::exists(dir / "snapshot_iter_1"));
+}
+
+TEST_CASE("options that do not go with a writer's savefun are refused before training", "[snapshot][savefun][error]") {
+  const auto refused = [](snapshot_options options) {
+    return message_of<option_error>([&] { static_cast<void>(snapshot(std::move(options))); });
+  };
+  const auto own = [](const std::string& kind) { return make(kind, save_range); };
+  for (const auto& kind : kinds) {
+    CHECK(contains(refused({.savefun = save_range, .writer = make(kind, nullptr)}), "give the savefun to the writer"));
+    CHECK(contains(refused({.savefun = save_range, .writer = own(kind)}), "give the savefun to the writer"));
+    CHECK(contains(refused({.autoload = true, .writer = own(kind)}), "loadfun"));
+    CHECK(contains(refused({.filename = "fixed", .n_retains = 2, .writer = own(kind)}), "{iteration}"));
+    CHECK(contains(refused({.writer = own(kind), .verify = true}), "verify"));
+    CHECK(contains(refused({.writer = own(kind), .mode = snapshot_mode::sharded}), "sharded"));
+    CHECK(contains(refused({.loadfun = formats::load_safetensors, .writer = make(kind, nullptr)}), "loadfun"));
+  }
+}
+
+TEST_CASE("a writer around another one hands on its savefun, or is told so", "[snapshot][savefun][error]") {
+  class around : public writing::writer {
+   public:
+    explicit around(std::shared_ptr<writing::writer> inner) : inside(std::move(inner)) {}
+    task<writing::write_receipt> write(writing::write_request request) override {
+      return inside->write(std::move(request));
+    }
+    task<> close() override { return inside->close(); }
+    [[nodiscard]] std::string_view name() const override { return "around"; }
+    [[nodiscard]] writing::staging* memory() noexcept override { return inside->memory(); }
+
+    std::shared_ptr<writing::writer> inside;
+  };
+  class honest final : public around {
+   public:
+    using around::around;
+    [[nodiscard]] const writing::savefun* own_format() const noexcept override { return inside->own_format(); }
+  };
+  const std::string kind = GENERATE(from_range(kinds));
+  const auto train = [](const fs::path& out, std::shared_ptr<writing::writer> writer) {
+    const counting training;
+    auto loop = training.loop(out, 1);
+    loop | snapshot({.writer = std::move(writer)}).triggered(every(1_iterations));
+    loop.run();
+  };
+  const temporary_directory dir;
+  const auto text =
+      message_of<option_error>([&] { train(dir.path(), std::make_shared<around>(make(kind, save_range))); });
+  CHECK(contains(text, "own_format()"));
+  CHECK_FALSE(fs::exists(dir / "snapshot_iter_1"));
+  train(dir.path(), std::make_shared<honest>(make(kind, save_range)));
+  CHECK(read_range(dir / "snapshot_iter_1").most == 1.0);
+}
+
+}  // namespace snapshot_savefun_test
