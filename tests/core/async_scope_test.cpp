@@ -336,7 +336,7 @@ TEST_CASE("a scope with ten thousand children joins them all", "[async][scope]")
   CHECK(ran == 10'000);
 }
 
-TEST_CASE("a scope that was not joined ends the program and says why", "[async][scope]") {
+TEST_CASE("a scope that was not joined ends the program and says why", "[async][scope]" THREADS_AFTER_FORK) {
   int message[2];
   REQUIRE(::pipe(message) == 0);
   const pid_t child = ::fork();

@@ -330,7 +330,8 @@ TEST_CASE("the limit on file sizes is an error, not a death", "[writing][posix][
   CHECK(std::filesystem::file_size(file) <= 100'000);
 }
 
-TEST_CASE("what fails behind those who append is an error of the next call", "[writing][posix][behind][full]") {
+TEST_CASE("what fails behind those who append is an error of the next call",
+          "[writing][posix][behind][full]" THREADS_AFTER_FORK) {
   const temporary_directory scratch;
   const auto result = wait_for(start_child([&] {
     ::signal(SIGXFSZ, SIG_IGN);
@@ -358,7 +359,8 @@ TEST_CASE("what fails behind those who append is an error of the next call", "[w
   CHECK(result == 0);
 }
 
-TEST_CASE("the last chunk's failure is an error of sync and of close", "[writing][posix][behind][full]") {
+TEST_CASE("the last chunk's failure is an error of sync and of close",
+          "[writing][posix][behind][full]" THREADS_AFTER_FORK) {
   const temporary_directory scratch;
   const bool by_sync = GENERATE(true, false);
   const auto result = wait_for(start_child([&] {

@@ -433,7 +433,7 @@ TEST_CASE("a full disk is the error that it is for the trainer", "[writing][proc
   CHECK(::umount(scratch.path().c_str()) == 0);
 }
 
-TEST_CASE("the limit on file sizes is an error and no signal", "[writing][process_writer]") {
+TEST_CASE("the limit on file sizes is an error and no signal", "[writing][process_writer]" THREADS_AFTER_FORK) {
   const temporary_directory scratch;
   const auto child = start_child([&] {
     const auto writer = writers::process_queue();
@@ -787,7 +787,8 @@ std::vector<pid_t> killed_trainer(const kind& each, const fs::path& directory, s
 
 }  // namespace
 
-TEST_CASE("files that were handed over are written when the trainer is killed", "[writing][process_writer][kill]") {
+TEST_CASE("files that were handed over are written when the trainer is killed",
+          "[writing][process_writer][kill]" THREADS_AFTER_FORK) {
   for (const auto& each : kinds) {
     for (const std::size_t size : {1'000, 17'000'000}) {
       INFO(each.name << " " << size);

@@ -7,3 +7,11 @@ using Catch::Approx;  // global in v2
 #else
 #include <catch2/catch.hpp>
 #endif
+
+/// Behind the tags of a test whose forked child starts threads, which ThreadSanitizer does not allow: there it is left
+/// out.
+#ifdef __SANITIZE_THREAD__
+#define THREADS_AFTER_FORK "[.]"
+#else
+#define THREADS_AFTER_FORK
+#endif
