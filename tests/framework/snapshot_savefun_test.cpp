@@ -1,12 +1,13 @@
+#include <signal.h>
+#include <sys/wait.h>
 #include <torch/types.h>
 
 #include <algorithm>
 #include <chrono>
-#include <condition_variable>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <memory>
-#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -16,9 +17,9 @@
 #include "rondo/event/interval.hpp"
 #include "rondo/extensions/snapshot/formats.hpp"
 #include "rondo/extensions/snapshot/snapshot.hpp"
+#include "rondo/writing/register_savefun.hpp"
 #include "support/catch.hpp"
 #include "support/counting_loop.hpp"
-#include "support/full_disk.hpp"
 #include "support/gate.hpp"
 #include "support/messages.hpp"
 #include "support/temporary_directory.hpp"
@@ -36,13 +37,16 @@ namespace fs = std::filesystem;
 
 namespace {
 
-const std::vector<std::string> kinds{"simple", "thread", "thread_queue"};
+/// All writers, and those in this process.
+const std::vector<std::string> all{"simple", "thread", "thread_queue", "process", "process_queue"};
+const std::vector<std::string> here{"simple", "thread", "thread_queue"};
 
-std::shared_ptr<writing::writer> make(const std::string& kind, writing::savefun savefun,
-                                      std::shared_ptr<writing::file_system> files = writing::posix_file_system()) {
-  if (kind == "simple") return writers::simple({.files = std::move(files), .savefun = std::move(savefun)});
-  if (kind == "thread") return writers::thread({.files = std::move(files), .savefun = std::move(savefun)});
-  return writers::thread_queue({.files = std::move(files), .savefun = std::move(savefun)});
+std::shared_ptr<writing::writer> make(const std::string& kind, writing::savefun savefun) {
+  if (kind == "simple") return writers::simple({.savefun = std::move(savefun)});
+  if (kind == "thread") return writers::thread({.savefun = std::move(savefun)});
+  if (kind == "thread_queue") return writers::thread_queue({.savefun = std::move(savefun)});
+  if (kind == "process") return writers::process({.savefun = std::move(savefun)});
+  return writers::process_queue({.savefun = std::move(savefun)});
 }
 
 /// A text file: the iteration, and the smallest and the largest element of the model.
@@ -55,6 +59,44 @@ void save_range(const fs::path& temporary, const state::value& state) {
   }
   std::ofstream(temporary) << state.get<std::int64_t>("_start_iteration") << ' ' << least << ' ' << most;
 }
+
+/// Does it well, but for the second iteration, for which it then calls `fail`.
+template <class Fail>
+auto failing(Fail fail) {
+  return [fail](const fs::path& temporary, const state::value& state) {
+    save_range(temporary, state);
+    if (state.get<std::int64_t>("_start_iteration") == 2) fail(temporary);
+  };
+}
+
+const auto range = writing::register_savefun("range", save_range);
+const auto safetensors = writing::register_savefun("safetensors", formats::safetensors());
+const auto throwing = writing::register_savefun(
+    "throwing", failing([](const fs::path&) { throw std::runtime_error("the archive is full"); }));
+const auto writing_nothing =
+    writing::register_savefun("writing_nothing", failing([](const fs::path& file) { fs::remove(file); }));
+const auto making_a_folder = writing::register_savefun("making_a_folder", failing([](const fs::path& file) {
+                                                         fs::remove(file);
+                                                         fs::create_directory(file);
+                                                       }));
+const auto leaving_it_open = writing::register_savefun("leaving_it_open", failing([](const fs::path& file) {
+                                                         static std::ofstream left;
+                                                         left = std::ofstream(file);
+                                                       }));
+const auto filling_the_disk =
+    writing::register_savefun("filling_the_disk", [](const fs::path& temporary, const state::value&) {
+      std::ofstream(temporary) << "begun";
+      std::ofstream disk("/dev/full");
+      disk.exceptions(std::ios::badbit | std::ios::failbit);
+      disk << std::string(100'000, 'x') << std::flush;
+    });
+const auto killed = writing::register_savefun("killed", [](const fs::path&, const state::value&) { ::raise(SIGKILL); });
+/// Waits until somebody makes the file "go".
+const auto waiting = writing::register_savefun("waiting", [](const fs::path& temporary, const state::value& state) {
+  save_range(temporary, state);
+  std::ofstream(temporary.parent_path() / "started").close();
+  while (!fs::exists(temporary.parent_path() / "go")) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+});
 
 struct range_in_file {
   std::int64_t iteration = -1;
@@ -92,13 +134,15 @@ std::string failure(const fs::path& out, const std::string& kind, writing::savef
 }  // namespace
 
 TEST_CASE("what a writer's savefun is given is one instant", "[snapshot][savefun]") {
-  const std::string kind = GENERATE(from_range(kinds));
+  const std::string kind = GENERATE(from_range(all));
+  // Each process loads LibTorch.
+  const std::int64_t iterations = kind == "process" ? 10 : 500;
   const temporary_directory dir;
   const counting training(3, 20'000);
-  auto loop = training.loop(dir.path(), 500);
-  loop | snapshot({.writer = make(kind, save_range)}).triggered(every(1_iterations));
-  REQUIRE(loop.run().iteration == 500);
-  for (std::int64_t i = 1; i <= 500; ++i) {
+  auto loop = training.loop(dir.path(), iterations);
+  loop | snapshot({.writer = make(kind, range)}).triggered(every(1_iterations));
+  REQUIRE(loop.run().iteration == iterations);
+  for (std::int64_t i = 1; i <= iterations; ++i) {
     const auto found = read_range(dir / ("snapshot_iter_" + std::to_string(i)));
     REQUIRE(found.iteration == i);
     REQUIRE(found.least == static_cast<double>(i));
@@ -107,7 +151,7 @@ TEST_CASE("what a writer's savefun is given is one instant", "[snapshot][savefun
 }
 
 TEST_CASE("a savefun runs where its writer works, on the writer's memory", "[snapshot][savefun]") {
-  const std::string kind = GENERATE(from_range(kinds));
+  const std::string kind = GENERATE(from_range(here));
   const temporary_directory dir;
   const counting training(1, 1'000);
   const void* live = training.model->parameters()[0].data_ptr();
@@ -151,76 +195,118 @@ TEST_CASE("training goes on while a writer's savefun works", "[snapshot][savefun
 }
 
 TEST_CASE("snapshots of a writer's savefun are retained and resumed from", "[snapshot][savefun][resume]") {
-  const std::string kind = GENERATE(from_range(kinds));
+  const std::string kind = GENERATE(from_range(all));
   const temporary_directory dir;
   const auto train = [&](std::int64_t iterations) {
     const counting training;
     auto loop = training.loop(dir.path(), iterations);
-    loop | snapshot({.loadfun = formats::load_safetensors,
-                     .n_retains = 2,
-                     .autoload = true,
-                     .writer = make(kind, formats::safetensors())})
-               .triggered(every(2_iterations));
+    loop |
+        snapshot({.n_retains = 2, .autoload = true, .writer = make(kind, safetensors)}).triggered(every(2_iterations));
     return loop.run();
   };
   CHECK_FALSE(train(6).resumed_from.has_value());
   CHECK(files_in(dir.path()) == std::vector<std::string>{"snapshot_iter_4", "snapshot_iter_6"});
   const auto resumed = train(8);
   CHECK(resumed.resumed_from == dir / "snapshot_iter_6");
-  const auto state = formats::load_safetensors(dir / "snapshot_iter_8");
+  const auto state = formats::safetensors().load(dir / "snapshot_iter_8");
   CHECK(state.at("models").at("main").at("p1").as<at::Tensor>().eq(8).all().item<bool>());
 }
 
 TEST_CASE("a savefun that fails is an error that names file and reason, and leaves what was there",
           "[snapshot][savefun][error]") {
-  const std::string kind = GENERATE(from_range(kinds));
+  const std::string kind = GENERATE(from_range(all));
   const temporary_directory dir;
-  int calls = 0;
-  const auto second_time = [&](auto fail) {
-    return [&calls, fail](const fs::path& temporary, const state::value& state) {
-      save_range(temporary, state);
-      if (++calls > 1) fail(temporary);
-    };
-  };
   SECTION("it throws") {
-    const auto text = failure<snapshot_error>(
-        dir.path(), kind, second_time([](const fs::path&) { throw std::runtime_error("the archive is full"); }));
+    const auto text = failure<writing::savefun_error>(dir.path(), kind, throwing);
     CHECK(contains(text, "the archive is full"));
-    CHECK(contains(text, (dir / "snapshot_iter_2").string()));
+    CHECK(contains(text, "'" + (dir / "snapshot_iter_2").string() + "'"));
   }
   SECTION("it writes nothing") {
-    const auto text = failure<io_error>(dir.path(), kind, second_time([](const fs::path& file) { fs::remove(file); }));
+    const auto text = failure<io_error>(dir.path(), kind, writing_nothing);
     CHECK(contains(text, "wrote no file"));
     CHECK(contains(text, (dir / "snapshot_iter_2").string()));
   }
   SECTION("it leaves no file but a folder") {
-    const auto text = failure<io_error>(dir.path(), kind, second_time([](const fs::path& file) {
-                                          fs::remove(file);
-                                          fs::create_directory(file);
-                                        }));
-    CHECK(contains(text, "not a regular file"));
+    CHECK(contains(failure<io_error>(dir.path(), kind, making_a_folder), "not a regular file"));
   }
   SECTION("it leaves the file open") {
-    std::ofstream left;
-    const auto text = failure<io_error>(dir.path(), kind, second_time([&](const fs::path& file) { left.open(file); }));
-    CHECK(contains(text, "left its file open"));
+    CHECK(contains(failure<io_error>(dir.path(), kind, leaving_it_open), "left its file open"));
   }
   CHECK(read_range(dir / "snapshot_iter_1").most == 1.0);
   CHECK_FALSE(fs::exists(dir / "snapshot_iter_2"));
 }
 
 TEST_CASE("a savefun on a full disk fails as the disk does", "[snapshot][savefun][error]") {
-  const std::string kind = GENERATE(from_range(kinds));
+  const std::string kind = GENERATE(from_range(all));
   if (!fs::exists("/dev/full")) return;
   const temporary_directory dir;
-  const auto full = [](const fs::path& temporary, const state::value&) {
-    std::ofstream(temporary) << "begun";
-    std::ofstream disk("/dev/full");
-    disk.exceptions(std::ios::badbit | std::ios::failbit);
-    disk << std::string(100'000, 'x') << std::flush;
-  };
-  CHECK(contains(failure<snapshot_error>(dir.path(), kind, full), "snapshot_iter_1"));
+  CHECK(contains(failure<writing::savefun_error>(dir.path(), kind, filling_the_disk), "snapshot_iter_1"));
   CHECK(files_in(dir.path()).empty());
+}
+
+TEST_CASE("a savefun that ends its process is an error of the writer", "[snapshot][savefun][error]") {
+  const std::string kind = GENERATE("process", "process_queue");
+  const temporary_directory dir;
+  CHECK(contains(failure<io_error>(dir.path(), kind, killed), "was killed by signal 9"));
+  CHECK(files_in(dir.path()).empty());
+}
+
+TEST_CASE("a savefun in a process that takes too long is ended", "[snapshot][savefun][timeout]") {
+  const std::string kind = GENERATE("process", "process_queue");
+  const temporary_directory dir;
+  const writers::process_options options{.timeout = std::chrono::milliseconds(50), .savefun = waiting};
+  const auto writer = kind == "process" ? writers::process(options) : writers::process_queue(options);
+  const auto text = message_of<io_error>([&] {
+    const counting training;
+    auto loop = training.loop(dir.path(), 1);
+    loop | snapshot({.writer = writer}).triggered(every(1_iterations));
+    loop.run();
+  });
+  CHECK(contains(text, "was killed"));
+  fs::remove(dir / "started");
+  CHECK(files_in(dir.path()).empty());
+}
+
+TEST_CASE("trains until its snapshot is being saved, and dies", "[.][savefun_trainer]") {
+  const char* const out = std::getenv("RONDO_TEST_OUT");
+  const char* const kind = std::getenv("RONDO_TEST_KIND");
+  REQUIRE((out != nullptr && kind != nullptr));
+  const counting training;
+  auto loop = training.loop(out, 1'000'000);
+  loop | snapshot({.writer = make(kind, waiting)}).triggered(rondo::at({3_iterations})) |
+      make_extension("dies", [&](context& ctx) {
+        ctx.on<event::iteration_completed>([&] {
+          if (fs::exists(fs::path(out) / "started")) ::raise(SIGKILL);
+        });
+      });
+  loop.run();
+}
+
+TEST_CASE("what was handed to a savefun in a process is saved although the trainer is killed",
+          "[snapshot][savefun][kill]") {
+  const std::string kind = GENERATE("process", "process_queue");
+  const temporary_directory dir;
+  const auto program = fs::read_symlink("/proc/self/exe").string();
+  const auto command = "RONDO_TEST_OUT='" + dir.path().string() + "' RONDO_TEST_KIND=" + kind + " exec '" + program +
+                       "' '[savefun_trainer]' >/dev/null 2>&1";
+  const int status = std::system(command.c_str());
+  REQUIRE(WIFSIGNALED(status));
+  REQUIRE(WTERMSIG(status) == SIGKILL);
+  REQUIRE_FALSE(fs::exists(dir / "snapshot_iter_3"));
+  std::ofstream(dir / "go").close();
+  while (!fs::exists(dir / "snapshot_iter_3")) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  const auto found = read_range(dir / "snapshot_iter_3");
+  CHECK(found.iteration == 3);
+  CHECK(found.least == 3.0);
+  CHECK(found.most == 3.0);
+}
+
+TEST_CASE("writers with processes take registered functions only", "[snapshot][savefun][error]") {
+  const std::string kind = GENERATE("process", "process_queue");
+  const auto text = message_of<option_error>([&] { make(kind, save_range); });
+  CHECK(contains(text, "register_savefun(\"my_format\", function)"));
+  const auto late = writing::register_savefun("late", save_range);
+  CHECK(contains(message_of<option_error>([&] { make(kind, late); }), "after main had begun"));
 }
 
 TEST_CASE("a savefun that takes too long is given up, and its file removed when it returns",
@@ -252,15 +338,15 @@ TEST_CASE("options that do not go with a writer's savefun are refused before tra
   const auto refused = [](snapshot_options options) {
     return message_of<option_error>([&] { static_cast<void>(snapshot(std::move(options))); });
   };
-  const auto own = [](const std::string& kind) { return make(kind, save_range); };
-  for (const auto& kind : kinds) {
+  const auto own = [](const std::string& kind) { return make(kind, range); };
+  for (const auto& kind : all) {
     CHECK(contains(refused({.savefun = save_range, .writer = make(kind, nullptr)}), "give the savefun to the writer"));
     CHECK(contains(refused({.savefun = save_range, .writer = own(kind)}), "give the savefun to the writer"));
     CHECK(contains(refused({.autoload = true, .writer = own(kind)}), "loadfun"));
     CHECK(contains(refused({.filename = "fixed", .n_retains = 2, .writer = own(kind)}), "{iteration}"));
     CHECK(contains(refused({.writer = own(kind), .verify = true}), "verify"));
     CHECK(contains(refused({.writer = own(kind), .mode = snapshot_mode::sharded}), "sharded"));
-    CHECK(contains(refused({.loadfun = formats::load_safetensors, .writer = make(kind, nullptr)}), "loadfun"));
+    CHECK(contains(refused({.loadfun = formats::safetensors().load, .writer = make(kind, nullptr)}), "loadfun"));
   }
 }
 
@@ -282,7 +368,7 @@ TEST_CASE("a writer around another one hands on its savefun, or is told so", "[s
     using around::around;
     [[nodiscard]] const writing::savefun* own_format() const noexcept override { return inside->own_format(); }
   };
-  const std::string kind = GENERATE(from_range(kinds));
+  const std::string kind = GENERATE(from_range(all));
   const auto train = [](const fs::path& out, std::shared_ptr<writing::writer> writer) {
     const counting training;
     auto loop = training.loop(out, 1);
@@ -290,11 +376,10 @@ TEST_CASE("a writer around another one hands on its savefun, or is told so", "[s
     loop.run();
   };
   const temporary_directory dir;
-  const auto text =
-      message_of<option_error>([&] { train(dir.path(), std::make_shared<around>(make(kind, save_range))); });
+  const auto text = message_of<option_error>([&] { train(dir.path(), std::make_shared<around>(make(kind, range))); });
   CHECK(contains(text, "own_format()"));
   CHECK_FALSE(fs::exists(dir / "snapshot_iter_1"));
-  train(dir.path(), std::make_shared<honest>(make(kind, save_range)));
+  train(dir.path(), std::make_shared<honest>(make(kind, range)));
   CHECK(read_range(dir / "snapshot_iter_1").most == 1.0);
 }
 

@@ -513,7 +513,7 @@ TEST_CASE("what a subscriber throws after a failed snapshot does not mask the re
       throw std::runtime_error("second");
     });
   });
-  REQUIRE(contains(message_of<snapshot_error>([&] { l.run(); }), "first"));
+  REQUIRE(contains(message_of<writing::savefun_error>([&] { l.run(); }), "first"));
   REQUIRE(completed == 1);
 }
 

@@ -29,9 +29,19 @@ constexpr std::size_t random_digits = 16;
 
 using clock = std::chrono::steady_clock;
 
-const trace::label& write_span = trace::intern("write", "writer");
-const trace::label& sync_span = trace::intern("sync", "writer");
-const trace::label& commit_span = trace::intern("commit", "writer");
+// Made when they are needed: files may be written before main (see register_savefun).
+const trace::label& write_span() {
+  static const trace::label& label = trace::intern("write", "writer");
+  return label;
+}
+const trace::label& sync_span() {
+  static const trace::label& label = trace::intern("sync", "writer");
+  return label;
+}
+const trace::label& commit_span() {
+  static const trace::label& label = trace::intern("commit", "writer");
+  return label;
+}
 
 double seconds(clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
 
@@ -176,7 +186,7 @@ write_receipt write_atomically(file_system& files, const path& target, std::uint
   write_receipt receipt;
   receipt.target = target;
   temporary unfinished(files, target);
-  trace::span phase(write_span);
+  trace::span phase(write_span());
   const auto started = clock::now();
   const auto file = files.create(unfinished.file(), expected_size);
   unfinished.exists();
@@ -194,11 +204,11 @@ write_receipt write_atomically(file_system& files, const path& target, std::uint
   };
   produce(append_function(append, append_stable));
   if (receipt.bytes != expected_size) refuse_size(target, expected_size, receipt.bytes);
-  phase.next(sync_span);
+  phase.next(sync_span());
   const auto written = clock::now();
   file->sync();
   file->close();
-  phase.next(commit_span);
+  phase.next(commit_span());
   const auto synced = clock::now();
   unfinished.commit();
   receipt.write_seconds = seconds(written - started);
@@ -212,7 +222,7 @@ write_receipt write_atomically_by_path(file_system& files, const path& target, c
   write_receipt receipt;
   receipt.target = target;
   temporary unfinished(files, target);
-  trace::span phase(write_span);
+  trace::span phase(write_span());
   const auto started = clock::now();
   unfinished.exists();
   produce(unfinished.file());
@@ -224,10 +234,10 @@ write_receipt write_atomically_by_path(file_system& files, const path& target, c
   // What is buffered for it would come after its name.
   if (posix::is_open_here(unfinished.file()))
     refuse(target, std::errc::device_or_resource_busy, "the serializer left its file open");
-  phase.next(sync_span);
+  phase.next(sync_span());
   const auto written = clock::now();
   receipt.bytes = files.sync_file(unfinished.file());
-  phase.next(commit_span);
+  phase.next(commit_span());
   const auto synced = clock::now();
   unfinished.commit();
   receipt.write_seconds = seconds(written - started);

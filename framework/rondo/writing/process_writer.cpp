@@ -29,6 +29,7 @@
 #include "rondo/error.hpp"
 #include "rondo/writing/helper/process.hpp"
 #include "rondo/writing/helper/protocol.hpp"
+#include "rondo/writing/helper/registry.hpp"
 
 namespace rondo::writers {
 
@@ -144,11 +145,18 @@ struct job {
 class line : public std::enable_shared_from_this<line> {
  public:
   line(process_options options, bool one_for_all)
-      : options_(options), one_for_all_(one_for_all), memory_({options.capacity, options.full, true}), turn_(1) {}
+      : options_(std::move(options)),
+        one_for_all_(one_for_all),
+        memory_({options_.capacity, options_.full, true}),
+        turn_(1),
+        program_(options_.savefun.name()) {}
   line(const line&) = delete;
   line& operator=(const line&) = delete;
 
   [[nodiscard]] writing::staging& memory() noexcept { return memory_; }
+  [[nodiscard]] const writing::savefun* own_format() const noexcept {
+    return options_.savefun ? &options_.savefun : nullptr;
+  }
 
   static task<write_receipt> write(std::shared_ptr<line> self, write_request request);
   static task<> close(std::shared_ptr<line> self);
@@ -538,15 +546,19 @@ void line::give_up(const std::exception_ptr& failure) noexcept {
 class process_writer final : public writing::writer {
  public:
   process_writer(std::string name, process_options options, bool one_for_all)
-      : name_(std::move(name)), line_(std::make_shared<line>(options, one_for_all)) {}
+      : name_(std::move(name)), line_(std::make_shared<line>(std::move(options), one_for_all)) {}
 
-  task<write_receipt> write(write_request request) override { return line::write(line_, std::move(request)); }
+  task<write_receipt> write(write_request request) override {
+    writing::require_format(name_, own_format(), static_cast<bool>(request.save_image));
+    return line::write(line_, std::move(request));
+  }
   task<> close() override { return line::close(line_); }
   [[nodiscard]] std::string_view name() const override { return name_; }
   [[nodiscard]] writing::staging* memory() noexcept override {
     line_->settle_abandoned();
     return &line_->memory();
   }
+  [[nodiscard]] const writing::savefun* own_format() const noexcept override { return line_->own_format(); }
 
  private:
   std::string name_;
@@ -558,13 +570,16 @@ std::shared_ptr<writing::writer> make(std::string name, process_options options,
     throw option_error("timeout", fmt::format("{} ns", std::chrono::nanoseconds(*options.timeout).count()),
                        "a positive time, or none");
   }
-  return std::make_shared<process_writer>(std::move(name), options, one_for_all);
+  writing::helper::require_savefun(options.savefun);
+  return std::make_shared<process_writer>(std::move(name), std::move(options), one_for_all);
 }
 
 }  // namespace
 
-std::shared_ptr<writing::writer> process(process_options options) { return make("process", options, false); }
+std::shared_ptr<writing::writer> process(process_options options) { return make("process", std::move(options), false); }
 
-std::shared_ptr<writing::writer> process_queue(process_options options) { return make("process_queue", options, true); }
+std::shared_ptr<writing::writer> process_queue(process_options options) {
+  return make("process_queue", std::move(options), true);
+}
 
 }  // namespace rondo::writers

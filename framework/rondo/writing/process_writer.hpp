@@ -18,6 +18,10 @@ struct process_options {
   /// The longest that one file may take, counted from when it is the first in line. Then its helper process is killed
   /// and the write fails with ETIMEDOUT. Nothing (default): as long as it takes.
   std::optional<std::chrono::steady_clock::duration> timeout = std::nullopt;
+  /// The format of the files, if it is not Rondo's own: a registered function (see writing::register_savefun), which
+  /// runs in the helper process, on the memory that both share. The helper is then this program, started again, which
+  /// takes as long as it takes to load it.
+  writing::savefun savefun = nullptr;
 };
 
 /// Writes each file in a helper process of its own, while training goes on.
@@ -44,7 +48,7 @@ struct process_options {
 /// way leaves them to their helpers; the next use of the writer first waits, blocking, until they are done. Destroying
 /// the writer does not wait for files.
 ///
-/// Throws option_error for a capacity of 0 or a timeout that is not positive.
+/// Throws option_error for a capacity of 0, a timeout that is not positive and a savefun that is not registered.
 [[nodiscard]] std::shared_ptr<writing::writer> process(process_options options = {});
 
 /// The same with one helper process for all files, which is started for the first one and ends with `close`: cheaper

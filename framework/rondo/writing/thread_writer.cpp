@@ -121,7 +121,8 @@ write_receipt seal_and_write(file_system& files, const file_image& image, const 
                              const image_savefun& save) {
   trace::name_this_thread("writer");
   if (save)
-    return write_atomically_by_path(files, target, [&](const path& temporary) { save(temporary, image.bytes()); });
+    return write_atomically_by_path(files, target,
+                                    [&](const path& temporary) { save(target, temporary, image.bytes()); });
   return write_atomically(files, target, image.size(), [&](const append_function& append) {
     checkpoint::seal(image.bytes(), image.spots(), [&](std::span<const std::byte> bytes) { append.stable(bytes); });
   });

@@ -1,33 +1,57 @@
 #pragma once
 
-#include <filesystem>
+#include <cstddef>
 #include <functional>
+#include <string>
+#include <vector>
 
+#include "rondo/checkpoint/byte_sink.hpp"
 #include "rondo/checkpoint/safetensors.hpp"
 #include "rondo/state/value.hpp"
+#include "rondo/writing/savefun.hpp"
 
-/// Files of other formats as snapshots: pairs for `snapshot_options::savefun` and `loadfun`.
+/// File formats for snapshots, as values that writers take:
 ///
-///     loop | snapshot({.savefun = formats::safetensors(),
-///                      .loadfun = formats::load_safetensors,
-///                      .filename = "snapshot_iter_{iteration}.safetensors"});
+///     loop | snapshot({.filename = "snapshot_iter_{iteration}.safetensors",
+///                      .autoload = true,
+///                      .writer = writers::thread({.savefun = formats::safetensors()})});
 namespace rondo::formats {
 
-/// Writes the file of a state at a path at which nothing exists. Runs on the calling thread, directly from the
-/// tensors' memory; tensors of other devices are copied to the CPU first. Brings nothing to stable storage, which
-/// `snapshot` does. Throws `state_error` for a state that the format cannot hold (see
-/// `checkpoint::safetensors_encoder`; tensors of dtype complex128 among others), `io_error` when the file exists or
-/// cannot be written.
-///
-/// `metadata` is added to the header of every file. Tied weights are written for each of their names and are separate
-/// after loading into nothing; loaded into a module that ties them, they are tied as ever.
-[[nodiscard]] std::function<void(const std::filesystem::path& temporary, const state::value& state)> safetensors(
-    checkpoint::safetensors_metadata metadata = {});
+/// How a state becomes a file, and a file a state. A writer takes it as its `savefun`, and `autoload` then needs no
+/// `loadfun`. All functions run on the calling thread, and may be called from several threads at once.
+struct format {
+  /// Hands the file to `sink` from its first byte to its last. Tensors on the CPU are not copied first, others are.
+  /// Throws `state_error` for a state that the format cannot hold, and what `sink` throws.
+  std::function<void(const state::value& state, const checkpoint::byte_sink& sink)> write;
+  /// The state in a file, with tensors on the CPU that own their memory. Throws `format_error` or `io_error` for a file
+  /// that is not sound.
+  writing::loadfun load;
+  /// The same from memory; `where` names the source in errors.
+  std::function<state::value(std::vector<std::byte> file, std::string where)> parse;
+  /// Rondo's own, which writers write by themselves, with all that a snapshot says about itself.
+  bool is_rondos_own = false;
 
-/// The inverse: the state of a safetensors file, with tensors on the CPU that own their memory. What another program
-/// wrote is a dict of tensors. Throws `format_error` or `io_error` for a file that is not sound. The format has no
-/// checksums, so a changed bit of a tensor's data goes unnoticed; `snapshot` without a savefun writes files in which it
-/// does not.
-[[nodiscard]] state::value load_safetensors(const std::filesystem::path& file);
+  /// Writes a file at a path at which nothing exists; brings nothing to stable storage, which writers do.
+  void save(const writing::path& file, const state::value& state) const;
+
+  operator writing::savefun() const;
+};
+
+/// Rondo's own (docs/file_format.md): the default of writers, every byte covered by checksums. Wrapped by another one
+/// it says of the snapshot only its iteration, where the state is that of a loop.
+[[nodiscard]] format checkpoint();
+
+/// safetensors: named tensors for Python and for serving, and the tree around them as metadata. `metadata` is added to
+/// the header of every file. Tied weights are written for each of their names and are separate after loading into
+/// nothing; loaded into a module that ties them, they are tied as ever. Tensors of dtype complex128, among others, are
+/// refused (see `checkpoint::safetensors_encoder`). What another program wrote is a dict of tensors. There are no
+/// checksums, so a changed bit of a tensor's data goes unnoticed.
+[[nodiscard]] format safetensors(checkpoint::safetensors_metadata metadata = {});
+
+/// Files of another format, compressed as a whole by Zstandard, which `zstd -d` unpacks. `level`: 1 (fast) to 22
+/// (small), or a negative one, faster still; `threads` compress beside the writer's own if they are more than one. The
+/// checksum of the content is checked by loading, which takes as much memory as the content beside the state. Throws
+/// `option_error` for a level that there is not, and for less than one thread.
+[[nodiscard]] format zstd(format content, int level = 3, int threads = 1);
 
 }  // namespace rondo::formats

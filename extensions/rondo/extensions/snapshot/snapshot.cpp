@@ -140,6 +140,8 @@ class snapshot_extension {
       throw option_error("savefun", fmt::format("given together with writer '{}'", options_.writer->name()),
                          "one of the two; give the savefun to the writer, as writers::thread({.savefun = …})");
     if (!options_.writer) options_.writer = writers::simple({.savefun = options_.savefun});
+    if (const auto* format = options_.writer->own_format(); format != nullptr && !options_.loadfun)
+      if (const auto* inverse = format->inverse()) options_.loadfun = *inverse;
   }
 
   /// Whether the files are of another format than Rondo's.

@@ -22,8 +22,8 @@
 
 namespace rondo {
 
-/// No snapshot could be resumed from although there are some, the chosen file holds another kind of state, a
-/// snapshot would replace one of another extension, or a user's savefun threw.
+/// No snapshot could be resumed from although there are some, the chosen file holds another kind of state, or a
+/// snapshot would replace one of another extension.
 class snapshot_error : public error {
  public:
   using error::error;
@@ -56,8 +56,9 @@ struct snapshot_options {
   /// A format of the user's own: short for `writer = writers::simple({.savefun = …})`, so training waits for it. A
   /// `writer` is given it itself.
   writing::savefun savefun = nullptr;
-  /// The inverse of `savefun`, this one or that of the writer, needed for `autoload` with it.
-  std::function<state::value(const std::filesystem::path& file)> loadfun = nullptr;
+  /// The inverse of the savefun, this one or that of the writer: needed for `autoload`, unless the savefun knows it
+  /// itself (those of `formats` do).
+  writing::loadfun loadfun = nullptr;
   snapshot_filename filename = std::string("snapshot_iter_{iteration}");
   snapshot_target target = {};
   /// Asked after the trigger has fired; false skips this snapshot.

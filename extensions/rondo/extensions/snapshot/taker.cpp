@@ -11,14 +11,13 @@
 #include "rondo/async/trace.hpp"
 #include "rondo/checkpoint/image.hpp"
 #include "rondo/checkpoint/reader.hpp"
-#include "rondo/checkpoint/tensors.hpp"
 #include "rondo/checkpoint/verify.hpp"
 #include "rondo/distributed/consolidate.hpp"
 #include "rondo/extensions/snapshot/sharded_directory.hpp"
 #include "rondo/extensions/snapshot/sharding.hpp"
-#include "rondo/extensions/snapshot/snapshot.hpp"
 #include "rondo/log.hpp"
 #include "rondo/state/optimizer.hpp"
+#include "rondo/writing/register_savefun.hpp"
 
 namespace rondo::extensions {
 
@@ -43,28 +42,6 @@ state::value ranks_part(const state::list& random_states) {
   state::list ranks;
   for (const auto& random : random_states) ranks.emplace_back(state::dict{{"random", random}});
   return ranks;
-}
-
-/// Whatever the user's code throws is an error of Rondo's, which names the file.
-void save_as(const writing::savefun& format, const std::filesystem::path& target,
-             const std::filesystem::path& temporary, const state::value& state) {
-  try {
-    format(temporary, state);
-  } catch (const error&) {
-    throw;
-  } catch (...) {
-    std::throw_with_nested(snapshot_error(
-        fmt::format("savefun could not save '{}': {}", target.string(), message_of(std::current_exception()))));
-  }
-}
-
-/// The same for a snapshot in staging memory: its state, in place.
-writing::image_savefun saving_image(writing::savefun format, std::filesystem::path target) {
-  return [format = std::move(format), target = std::move(target)](const std::filesystem::path& temporary,
-                                                                  std::span<const std::byte> image) {
-    const auto file = checkpoint::reader::from_image(image, target.string());
-    save_as(format, target, temporary, checkpoint::view_state(file));
-  };
 }
 
 /// Each rank has its own.
@@ -226,8 +203,9 @@ void snapshot_taker::give_back(const progress& p) {
 task<> snapshot_taker::write_by_name(progress p) {
   const auto state = collect(p);
   const auto& format = *settings_.writer->own_format();
-  writing::write_request request(
-      p->order.path, [&](const std::filesystem::path& temporary) { save_as(format, p->order.path, temporary, state); });
+  writing::write_request request(p->order.path, [&](const std::filesystem::path& temporary) {
+    writing::save_by(format, p->order.path, temporary, state);
+  });
   p->capture_seconds = seconds_since(p->started);
   p->receipt = co_await settings_.writer->write(std::move(request));
 }
@@ -316,7 +294,7 @@ task<> snapshot_taker::copy(progress p) {
 task<> snapshot_taker::write_copy(progress p) {
   writing::write_request request(file_of(p), p->taken->image());
   request.replaceable = !p->order.insist;
-  if (const auto* format = settings_.writer->own_format()) request.save_image = saving_image(*format, p->order.path);
+  if (const auto* format = settings_.writer->own_format()) request.save_image = writing::saving_image(*format);
   p->taken.reset();  // the writer alone decides how long the memory is needed
   const auto writing = trace::span::apart(write_span);
   p->receipt = co_await settings_.writer->write(std::move(request));

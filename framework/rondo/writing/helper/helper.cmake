@@ -22,7 +22,7 @@ int main() {
   cmake_pop_check_state()
 endif()
 
-add_executable(rondo_writing_helper rondo/writing/helper/main.cpp rondo/error.cpp rondo/async/trace.cpp
+add_executable(rondo_writing_helper rondo/writing/helper/main.cpp rondo/writing/helper/service.cpp rondo/error.cpp rondo/async/trace.cpp
                rondo/checkpoint/crc32.cpp
                rondo/checkpoint/image.cpp rondo/writing/atomic_file.cpp rondo/writing/file_system.cpp
                rondo/writing/memory_block.cpp rondo/writing/posix.cpp rondo/writing/posix_output_file.cpp)
@@ -51,4 +51,5 @@ configure_file(rondo/writing/helper/program_image.cpp.in "${rondo_helper_image}"
 set_source_files_properties("${rondo_helper_image}" PROPERTIES OBJECT_DEPENDS "${rondo_helper_program}"
                             COMPILE_OPTIONS -fno-lto
                             SKIP_UNITY_BUILD_INCLUSION ON)
-target_sources(rondo_core PRIVATE rondo/writing/helper/process.cpp "${rondo_helper_image}" "${rondo_helper_program}")
+target_sources(rondo_core PRIVATE rondo/writing/helper/process.cpp rondo/writing/helper/service.cpp
+                                  rondo/writing/helper/registry.cpp "${rondo_helper_image}" "${rondo_helper_program}")

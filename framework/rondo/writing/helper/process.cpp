@@ -24,6 +24,7 @@
 #include "rondo/error.hpp"
 #include "rondo/writing/helper/program_image.hpp"
 #include "rondo/writing/helper/protocol.hpp"
+#include "rondo/writing/helper/registry.hpp"
 
 extern char** environ;
 
@@ -99,10 +100,10 @@ class spawn_settings {
   }
 
   /// 0, or why not.
-  int start(const std::string& file, pid_t& id) const {
+  int start(const std::string& file, pid_t& id, char* const* environment = environ) const {
     std::string name = "rondo-writer";
     const std::array<char*, 2> arguments{name.data(), nullptr};
-    return ::posix_spawn(&id, file.c_str(), &actions_, &attributes_, arguments.data(), environ);
+    return ::posix_spawn(&id, file.c_str(), &actions_, &attributes_, arguments.data(), environment);
   }
 
  private:
@@ -178,6 +179,16 @@ class left_behind {
   std::vector<pid_t> ids_;
 };
 
+// This program, also if its file has been removed or replaced.
+int start_again(const spawn_settings& settings, const std::string& savefun, pid_t& id) {
+  std::string variable = fmt::format("{}={}", savefun_variable, savefun);
+  std::vector<char*> environment;
+  for (char** each = environ; *each != nullptr; ++each) environment.push_back(*each);
+  environment.push_back(variable.data());
+  environment.push_back(nullptr);
+  return settings.start("/proc/self/exe", id, environment.data());
+}
+
 std::string describe(const siginfo_t& about) {
   if (about.si_code == CLD_EXITED) return fmt::format("exited with code {}", about.si_status);
   return fmt::format("was killed by signal {} ({})", about.si_status, ::strsignal(about.si_status));
@@ -191,6 +202,11 @@ pid_t program::start(int socket, const std::filesystem::path& target) {
   const spawn_settings settings(given.get());
   pid_t id = 0;
   int code = 0;
+  if (!savefun_.empty()) {
+    code = start_again(settings, savefun_, id);
+    if (code == 0) return id;
+    fail_to_start(target, code, "the program itself cannot be started again");
+  }
   if (where_ == place::memory) {
     if (!memory_.valid()) memory_ = program_in_memory();
     code = memory_.valid() ? settings.start(fmt::format("/proc/self/fd/{}", memory_.get()), id) : errno;

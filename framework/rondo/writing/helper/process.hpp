@@ -8,13 +8,14 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "rondo/writing/helper/descriptor.hpp"
 
 namespace rondo::writing::helper {
 
-/// The helper program, which is part of the library, in a place from which it can be started: in memory or, where
+/// The helper program: one that is part of the library, in a place from which it can be started: in memory or, where
 /// memory may not be executed, in a temporary file that exists while a process is being started.
 class program {
  public:
@@ -24,6 +25,8 @@ class program {
   program() = default;
   /// For tests.
   explicit program(place where) : where_(where) {}
+  /// This very program, started again as the helper of a registered function.
+  explicit program(std::string savefun) : savefun_(std::move(savefun)) {}
 
   /// Starts it with `socket` as its only descriptor besides /dev/null, in a session of its own and with all signals
   /// blocked. Returns the process id. Throws io_error, in the name of `target`, when it cannot be started.
@@ -31,6 +34,7 @@ class program {
 
  private:
   place where_ = place::memory;
+  std::string savefun_;
   descriptor memory_;
 };
 

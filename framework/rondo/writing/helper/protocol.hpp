@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "rondo/error.hpp"
+#include "rondo/writing/savefun.hpp"
 
 /// What a trainer and its helper process say to each other, one message per packet of a SOCK_SEQPACKET socket. Both are
 /// built from the same sources; the version is there because a program on disk can be replaced while it runs.
@@ -49,7 +50,7 @@ class job_message {
 /// How a job ended.
 class reply_message {
  public:
-  enum class kind : std::uint32_t { receipt, io_error, format_error, error };
+  enum class kind : std::uint32_t { receipt, io_error, format_error, savefun_error, error };
 
   std::uint64_t number = 0;
   kind what = kind::receipt;
@@ -215,6 +216,9 @@ inline void put_failure(reply_message& reply, const std::filesystem::path& targe
     reply.subject = e.where();
     reply.offset = e.offset();
     reply.problem = detail::rest_of(e.what(), format_error(e.where(), e.offset(), "").what());
+  } catch (const savefun_error& e) {
+    reply.what = reply_message::kind::savefun_error;
+    reply.problem = e.what();
   } catch (const std::bad_alloc&) {
     reply.what = reply_message::kind::io_error;
     reply.subject = "write";
@@ -237,6 +241,8 @@ inline void put_failure(reply_message& reply, const std::filesystem::path& targe
           io_error(reply.subject, reply.path, std::error_code(reply.code, std::generic_category()), reply.problem));
     case reply_message::kind::format_error:
       return std::make_exception_ptr(format_error(reply.subject, reply.offset, reply.problem));
+    case reply_message::kind::savefun_error:
+      return std::make_exception_ptr(savefun_error(reply.problem));
     default:
       return std::make_exception_ptr(error("helper process: " + reply.problem));
   }

@@ -1,0 +1,66 @@
+#include "rondo/writing/helper/registry.hpp"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <set>
+#include <string>
+
+#include "rondo/error.hpp"
+#include "rondo/writing/helper/service.hpp"
+
+namespace rondo::writing::helper {
+
+namespace {
+
+// Both are used while the program's variables are being made.
+std::set<std::string, std::less<>>& names() {
+  static std::set<std::string, std::less<>> all;
+  return all;
+}
+bool& too_late() {
+  static bool it_is = false;
+  return it_is;
+}
+
+[[noreturn]] void serve_and_exit(const image_savefun& save) {
+  // Programs that the function starts are no helpers.
+  ::unsetenv(savefun_variable);
+  const int status = serve([&](const path& target, const mapped_image& image) {
+    return write_atomically_by_path(*posix_file_system(), target,
+                                    [&](const path& temporary) { save(target, temporary, image.bytes()); });
+  });
+  std::_Exit(status);
+}
+
+// Made after the variables of the program itself, which are linked before the library: who comes by here as a helper
+// has not found his function, and must not go on to main.
+const bool main_is_next = [] {
+  if (std::getenv(savefun_variable) != nullptr) std::_Exit(3);
+  return too_late() = true;
+}();
+
+}  // namespace
+
+void add_savefun(const std::string& name, const image_savefun& save) {
+  if (const char* const mine = std::getenv(savefun_variable); mine != nullptr && name == mine) serve_and_exit(save);
+  if (too_late()) return;
+  if (!names().insert(name).second)
+    throw option_error("register_savefun", fmt::format("\"{}\" a second time", name), "a name for each function");
+}
+
+void require_savefun(const savefun& wanted) {
+  static_cast<void>(main_is_next);
+  if (!wanted || names().contains(wanted.name())) return;
+  const auto name = wanted.name().empty() ? std::string("my_format") : std::string(wanted.name());
+  throw option_error(
+      "savefun",
+      wanted.name().empty() ? "a function that only this process knows"
+                            : fmt::format("\"{}\", which was registered after main had begun", name),
+      fmt::format("a registered one, as a helper process runs it: write, at namespace scope, \"inline const auto {} = "
+                  "rondo::writing::register_savefun(\"{}\", function);\"",
+                  name, name));
+}
+
+}  // namespace rondo::writing::helper
