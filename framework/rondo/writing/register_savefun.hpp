@@ -9,13 +9,14 @@ namespace rondo::writing {
 
 /// Makes `save` a function that the writers with processes can run:
 ///
-///     inline const auto sums = rondo::writing::register_savefun("sums", [](const auto& temporary, const auto& state)
-///     {…}); … loop | snapshot({.writer = writers::process({.savefun = sums})});
+///     inline const auto sums = rondo::writing::register_savefun("sums", save_sums);
+///     …
+///     loop | snapshot({.writer = writers::process({.savefun = sums})});
 ///
-/// at namespace scope, in a program or in what is linked to it: its helper process is the same program, started again,
-/// which comes by this line before its main, runs the function for every file that it is given, and never gets to main.
-/// So what the function needs must be made before. `save` may be a `formats::format`. Other writers take the result as
-/// well. Throws option_error for a name that there is already.
+/// at namespace scope, in a program or in what is linked into it, not in a plugin that it loads: its helper process is
+/// the same program, started again, which comes by this line before its main, runs the function for every file that it
+/// is given, and never gets to main. So what the function needs must be made before. `save` may be a `formats::format`.
+/// Other writers take the result as well. Throws option_error for a name that there is already.
 [[nodiscard]] savefun register_savefun(std::string name, savefun save);
 
 /// What `save` makes of a snapshot in staging memory, whose tensors it is shown where they are. What it throws is a

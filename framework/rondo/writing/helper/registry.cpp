@@ -1,8 +1,10 @@
 #include "rondo/writing/helper/registry.hpp"
 
 #include <fmt/format.h>
+#include <link.h>
 #include <unistd.h>
 
+#include <cstdint>
 #include <cstdlib>
 #include <set>
 #include <string>
@@ -22,6 +24,27 @@ std::set<std::string, std::less<>>& names() {
 bool& too_late() {
   static bool it_is = false;
   return it_is;
+}
+
+// Whether this library is part of the program that would be started again, and not of a plugin that another one loads:
+// that other one would just run a second time.
+bool in_the_program() {
+  const auto here = reinterpret_cast<std::uintptr_t>(&names);
+  bool found = false;
+  auto look = [&](const dl_phdr_info& program) {
+    for (int i = 0; i < program.dlpi_phnum; ++i) {
+      const auto& part = program.dlpi_phdr[i];
+      const auto begin = static_cast<std::uintptr_t>(program.dlpi_addr + part.p_vaddr);
+      if (part.p_type == PT_LOAD && here >= begin && here - begin < part.p_memsz) found = true;
+    }
+  };
+  // The program itself comes first.
+  const auto first = [](dl_phdr_info* program, std::size_t, void* data) {
+    (*static_cast<decltype(look)*>(data))(*program);
+    return 1;
+  };
+  ::dl_iterate_phdr(first, &look);
+  return found;
 }
 
 [[noreturn]] void serve_and_exit(const image_savefun& save) {
@@ -45,7 +68,7 @@ const bool main_is_next = [] {
 
 void add_savefun(const std::string& name, const image_savefun& save) {
   if (const char* const mine = std::getenv(savefun_variable); mine != nullptr && name == mine) serve_and_exit(save);
-  if (too_late()) return;
+  if (too_late() || !in_the_program()) return;
   if (!names().insert(name).second)
     throw option_error("register_savefun", fmt::format("\"{}\" a second time", name), "a name for each function");
 }
@@ -57,7 +80,7 @@ void require_savefun(const savefun& wanted) {
   throw option_error(
       "savefun",
       wanted.name().empty() ? "a function that only this process knows"
-                            : fmt::format("\"{}\", which was registered after main had begun", name),
+                            : fmt::format("\"{}\", which was registered after main had begun, or in a plugin", name),
       fmt::format("a registered one, as a helper process runs it: write, at namespace scope, \"inline const auto {} = "
                   "rondo::writing::register_savefun(\"{}\", function);\"",
                   name, name));
