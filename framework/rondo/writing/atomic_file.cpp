@@ -14,6 +14,7 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <thread>
 
 #include "rondo/async/trace.hpp"
@@ -137,6 +138,10 @@ class temporary {
     try {
       files_.remove(file_);
     } catch (...) {
+      // A serializer that writes by itself may have left anything.
+      std::error_code ignored;
+      if (std::filesystem::is_directory(std::filesystem::symlink_status(file_, ignored)))
+        std::filesystem::remove_all(file_, ignored);
     }
   }
 

@@ -550,6 +550,9 @@ class process_writer final : public writing::writer {
 
   task<write_receipt> write(write_request request) override {
     writing::require_format(name_, own_format(), static_cast<bool>(request.save_image));
+    if (request.save_image && own_format() == nullptr)
+      throw option_error("savefun", fmt::format("of a writer around '{}'", name_),
+                         "one that the writer inside is given, as a registered function");
     return line::write(line_, std::move(request));
   }
   task<> close() override { return line::close(line_); }

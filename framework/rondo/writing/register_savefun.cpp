@@ -13,6 +13,7 @@
 namespace rondo::writing {
 
 savefun register_savefun(std::string name, savefun save) {
+  if (!save) return save;  // Rondo's own format, which all helpers know
   helper::add_savefun(name, saving_image(save));
   return save.named(std::move(name));
 }

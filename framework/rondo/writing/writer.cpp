@@ -8,7 +8,7 @@ void require_format(std::string_view writer, const savefun* own_format, bool ask
   if (own_format == nullptr || asked_for) return;
   throw option_error("savefun",
                      fmt::format("of the writer '{}', which is written through by one that hides it", writer),
-                     "a writer around it whose own_format() is that of the one inside");
+                     "a writer around it whose own_format() and memory() are those of the one inside");
 }
 
 }  // namespace rondo::writing

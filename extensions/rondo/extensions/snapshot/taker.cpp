@@ -201,6 +201,7 @@ void snapshot_taker::give_back(const progress& p) {
 }
 
 task<> snapshot_taker::write_by_name(progress p) {
+  p->reading = ctx_.hold_state();
   const auto state = collect(p);
   const auto& format = *settings_.writer->own_format();
   writing::write_request request(p->order.path, [&](const std::filesystem::path& temporary) {
@@ -208,6 +209,7 @@ task<> snapshot_taker::write_by_name(progress p) {
   });
   p->capture_seconds = seconds_since(p->started);
   p->receipt = co_await settings_.writer->write(std::move(request));
+  p->reading.leave();
 }
 
 /// From live memory; training waits.

@@ -51,5 +51,7 @@ configure_file(rondo/writing/helper/program_image.cpp.in "${rondo_helper_image}"
 set_source_files_properties("${rondo_helper_image}" PROPERTIES OBJECT_DEPENDS "${rondo_helper_program}"
                             COMPILE_OPTIONS -fno-lto
                             SKIP_UNITY_BUILD_INCLUSION ON)
+# Optimisation at link time would change the order in which its variable is made.
+set_source_files_properties(rondo/writing/helper/registry.cpp PROPERTIES COMPILE_OPTIONS -fno-lto)
 target_sources(rondo_core PRIVATE rondo/writing/helper/process.cpp rondo/writing/helper/service.cpp
                                   rondo/writing/helper/registry.cpp "${rondo_helper_image}" "${rondo_helper_program}")

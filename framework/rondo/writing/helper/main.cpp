@@ -17,4 +17,7 @@ write_receipt write_checkpoint(const path& target, const helper::mapped_image& i
 
 }  // namespace
 
-int main() { return helper::serve(write_checkpoint); }
+int main() {
+  helper::close_what_was_not_given();
+  return helper::serve(write_checkpoint);
+}

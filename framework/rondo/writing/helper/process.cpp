@@ -99,6 +99,14 @@ class spawn_settings {
     ::posix_spawnattr_destroy(&attributes_);
   }
 
+  /// Leaves the new process no other descriptors. Where it closes them itself, it is too late for a program whose own
+  /// variables have opened files by then.
+  void close_all_others() {
+#ifdef __GLIBC__
+    ::posix_spawn_file_actions_addclosefrom_np(&actions_, socket_number + 1);
+#endif
+  }
+
   /// 0, or why not.
   int start(const std::string& file, pid_t& id, char* const* environment = environ) const {
     std::string name = "rondo-writer";
@@ -199,10 +207,11 @@ std::string describe(const siginfo_t& about) {
 pid_t program::start(int socket, const std::filesystem::path& target) {
   const auto given = moved_up(socket);
   if (!given.valid()) fail_to_start(target, errno);
-  const spawn_settings settings(given.get());
+  spawn_settings settings(given.get());
   pid_t id = 0;
   int code = 0;
   if (!savefun_.empty()) {
+    settings.close_all_others();
     code = start_again(settings, savefun_, id);
     if (code == 0) return id;
     fail_to_start(target, code, "the program itself cannot be started again");

@@ -50,7 +50,7 @@ class job_message {
 /// How a job ended.
 class reply_message {
  public:
-  enum class kind : std::uint32_t { receipt, io_error, format_error, savefun_error, error };
+  enum class kind : std::uint32_t { receipt, io_error, format_error, state_error, savefun_error, error };
 
   std::uint64_t number = 0;
   kind what = kind::receipt;
@@ -216,6 +216,10 @@ inline void put_failure(reply_message& reply, const std::filesystem::path& targe
     reply.subject = e.where();
     reply.offset = e.offset();
     reply.problem = detail::rest_of(e.what(), format_error(e.where(), e.offset(), "").what());
+  } catch (const state_error& e) {
+    reply.what = reply_message::kind::state_error;
+    reply.subject = e.key();
+    reply.problem = detail::rest_of(e.what(), state_error(e.key(), "").what());
   } catch (const savefun_error& e) {
     reply.what = reply_message::kind::savefun_error;
     reply.problem = e.what();
@@ -241,6 +245,8 @@ inline void put_failure(reply_message& reply, const std::filesystem::path& targe
           io_error(reply.subject, reply.path, std::error_code(reply.code, std::generic_category()), reply.problem));
     case reply_message::kind::format_error:
       return std::make_exception_ptr(format_error(reply.subject, reply.offset, reply.problem));
+    case reply_message::kind::state_error:
+      return std::make_exception_ptr(state_error(reply.subject, reply.problem));
     case reply_message::kind::savefun_error:
       return std::make_exception_ptr(savefun_error(reply.problem));
     default:

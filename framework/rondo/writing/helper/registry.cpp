@@ -60,7 +60,7 @@ bool in_the_program() {
 // Made after the variables of the program itself, which are linked before the library: who comes by here as a helper
 // has not found his function, and must not go on to main.
 const bool main_is_next = [] {
-  if (std::getenv(savefun_variable) != nullptr) std::_Exit(3);
+  if (std::getenv(savefun_variable) != nullptr && in_the_program()) std::_Exit(3);
   return too_late() = true;
 }();
 
@@ -68,9 +68,11 @@ const bool main_is_next = [] {
 
 void add_savefun(const std::string& name, const image_savefun& save) {
   if (const char* const mine = std::getenv(savefun_variable); mine != nullptr && name == mine) serve_and_exit(save);
-  if (too_late() || !in_the_program()) return;
-  if (!names().insert(name).second)
+  if (name.empty() || name.find('\0') != std::string::npos)
+    throw option_error("register_savefun", fmt::format("\"{}\"", name), "a name, without null characters");
+  if (names().contains(name))
     throw option_error("register_savefun", fmt::format("\"{}\" a second time", name), "a name for each function");
+  if (!too_late() && in_the_program()) names().insert(name);
 }
 
 void require_savefun(const savefun& wanted) {
@@ -79,8 +81,10 @@ void require_savefun(const savefun& wanted) {
   const auto name = wanted.name().empty() ? std::string("my_format") : std::string(wanted.name());
   throw option_error(
       "savefun",
-      wanted.name().empty() ? "a function that only this process knows"
-                            : fmt::format("\"{}\", which was registered after main had begun, or in a plugin", name),
+      wanted.name().empty()
+          ? "a function that only this process knows"
+          : fmt::format("\"{}\", which was registered in a plugin, behind Rondo's own objects, or after main had begun",
+                        name),
       fmt::format("a registered one, as a helper process runs it: write, at namespace scope, \"inline const auto {} = "
                   "rondo::writing::register_savefun(\"{}\", function);\"",
                   name, name));

@@ -53,13 +53,6 @@ void survive_signals() {
   ::sigprocmask(SIG_SETMASK, &none, nullptr);
 }
 
-void close_what_was_not_given() {
-  constexpr unsigned first = socket_number + 1;
-  if (::syscall(SYS_close_range, first, ~0U, 0U) == 0) return;
-  const long limit = ::sysconf(_SC_OPEN_MAX);
-  for (int number = static_cast<int>(first); number < limit; ++number) ::close(number);
-}
-
 // Ends when the process that started this one does. The socket says so as well, unless somebody else inherited the
 // trainer's end of it.
 descriptor watch_trainer() { return descriptor(static_cast<int>(::syscall(SYS_pidfd_open, ::getppid(), 0U))); }
@@ -160,9 +153,15 @@ std::span<const spot> mapped_image::spots() const noexcept {
   return {reinterpret_cast<const spot*>(begin_ + spots_offset_), static_cast<std::size_t>(spots_)};
 }
 
+void close_what_was_not_given() {
+  constexpr unsigned first = socket_number + 1;
+  if (::syscall(SYS_close_range, first, ~0U, 0U) == 0) return;
+  const long limit = ::sysconf(_SC_OPEN_MAX);
+  for (int number = static_cast<int>(first); number < limit; ++number) ::close(number);
+}
+
 int serve(const write_function& write) {
   survive_signals();
-  close_what_was_not_given();
   ::prctl(PR_SET_NAME, "rondo-writer");
   // A process keeps the file system of its directory from being unmounted.
   if (::chdir("/") != 0) return 1;

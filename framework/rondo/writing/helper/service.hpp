@@ -32,6 +32,9 @@ class mapped_image {
   std::byte* begin_ = nullptr;
 };
 
+/// Closes all descriptors behind the socket.
+void close_what_was_not_given();
+
 using write_function = std::function<write_receipt(const path& target, const mapped_image& image)>;
 
 /// What a helper process does (see writers::process): receives images of files and has `write` bring them to disk, one
