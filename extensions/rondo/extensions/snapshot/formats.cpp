@@ -72,6 +72,14 @@ rondo::checkpoint::snapshot_info info_of(const state::value& state) {
   return extensions::snapshot_info_of("", number == nullptr ? 0 : *number, 0, false);
 }
 
+template <class Encoder, class Extra>
+encoded encoded_by(const state::value& state, const Extra& extra) {
+  // Copies of what is not in the CPU's memory live here.
+  const auto described = std::make_shared<const rondo::checkpoint::described>(rondo::checkpoint::describe(state));
+  const auto encoder = std::make_shared<const Encoder>(described->tree, described->views(), extra);
+  return {encoder->size(), [described, encoder](const rondo::checkpoint::byte_sink& sink) { encoder->write(sink); }};
+}
+
 bytes decompressed(std::span<const std::byte> file, const std::string& where) {
   struct freed {
     void operator()(ZSTD_DCtx* context) const { ZSTD_freeDCtx(context); }
@@ -99,13 +107,10 @@ bytes decompressed(std::span<const std::byte> file, const std::string& where) {
 }  // namespace
 
 void format::save(const writing::path& file, const state::value& state) const {
-  std::unique_ptr<writing::output_file> output;
-  write(state, [&](std::span<const std::byte> piece) {
-    // Not before it is known that the format can hold the state.
-    if (!output) output = writing::posix_file_system()->create(file, 0);
-    output->append(piece);
-  });
-  if (output) output->close();
+  const auto content = encode(state);
+  const auto output = writing::posix_file_system()->create(file, content.size);
+  content.write([&](std::span<const std::byte> piece) { output->append(piece); });
+  output->close();
 }
 
 format::operator writing::savefun() const {
@@ -116,9 +121,8 @@ format::operator writing::savefun() const {
 
 format checkpoint() {
   format result;
-  result.write = [](const state::value& state, const rondo::checkpoint::byte_sink& sink) {
-    const auto described = rondo::checkpoint::describe(state);
-    rondo::checkpoint::encoder(described.tree, described.views(), info_of(state)).write(sink);
+  result.encode = [](const state::value& state) {
+    return encoded_by<rondo::checkpoint::encoder>(state, info_of(state));
   };
   result.load = [](const writing::path& file) {
     return rondo::checkpoint::materialize_verified(rondo::checkpoint::reader::open(file));
@@ -134,9 +138,8 @@ format checkpoint() {
 format safetensors(checkpoint::safetensors_metadata metadata) {
   using rondo::checkpoint::safetensors_file;
   format result;
-  result.write = [metadata = std::move(metadata)](const state::value& state, const rondo::checkpoint::byte_sink& sink) {
-    const auto described = rondo::checkpoint::describe(state);
-    rondo::checkpoint::safetensors_encoder(described.tree, described.views(), metadata).write(sink);
+  result.encode = [metadata = std::move(metadata)](const state::value& state) {
+    return encoded_by<rondo::checkpoint::safetensors_encoder>(state, metadata);
   };
   result.load = [](const writing::path& file) { return rondo::checkpoint::materialize(safetensors_file::open(file)); };
   result.parse = [](bytes file, std::string where) {
@@ -152,10 +155,13 @@ format zstd(format content, int level, int threads) {
   if (threads < 1) throw option_error("threads", fmt::format("{}", threads), "1 or more");
   const auto inside = std::make_shared<const format>(std::move(content));
   format result;
-  result.write = [inside, level, threads](const state::value& state, const rondo::checkpoint::byte_sink& sink) {
-    compressor all(level, threads, sink);
-    inside->write(state, [&](std::span<const std::byte> piece) { all.append(piece); });
-    all.finish();
+  result.encode = [inside, level, threads](const state::value& state) {
+    const auto write = [content = inside->encode(state), level, threads](const rondo::checkpoint::byte_sink& sink) {
+      compressor all(level, threads, sink);
+      content.write([&](std::span<const std::byte> piece) { all.append(piece); });
+      all.finish();
+    };
+    return encoded{0, write};
   };
   result.parse = [inside](const bytes& file, const std::string& where) {
     return inside->parse(decompressed(file, where), where);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <vector>
@@ -17,12 +18,19 @@
 ///                      .writer = writers::thread({.savefun = formats::safetensors()})});
 namespace rondo::formats {
 
+/// A state in the terms of a format, as long as the state lives.
+struct encoded {
+  /// Of the file, in bytes; 0 when nobody knows before it is written.
+  std::uint64_t size = 0;
+  /// Hands the file to `sink` from its first byte to its last. What `sink` throws passes.
+  std::function<void(const checkpoint::byte_sink& sink)> write;
+};
+
 /// How a state becomes a file, and a file a state. A writer takes it as its `savefun`, and `autoload` then needs no
 /// `loadfun`. All functions run on the calling thread, and may be called from several threads at once.
 struct format {
-  /// Hands the file to `sink` from its first byte to its last. Tensors on the CPU are not copied first, others are.
-  /// Throws `state_error` for a state that the format cannot hold, and what `sink` throws.
-  std::function<void(const state::value& state, const checkpoint::byte_sink& sink)> write;
+  /// Tensors on the CPU are not copied, others are. Throws `state_error` for a state that the format cannot hold.
+  std::function<encoded(const state::value& state)> encode;
   /// The state in a file, with tensors on the CPU that own their memory. Throws `format_error` or `io_error` for a file
   /// that is not sound.
   writing::loadfun load;
