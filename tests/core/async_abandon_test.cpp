@@ -6,6 +6,7 @@
 #include <string>
 
 #include "rondo/async/barrier.hpp"
+#include "rondo/async/detail/homecoming.hpp"
 #include "rondo/async/mailbox.hpp"
 #include "rondo/async/offload.hpp"
 #include "rondo/async/scope.hpp"
@@ -222,6 +223,27 @@ TEST_CASE("abandoning offloaded work", "[async][abandon]") {
     co_await children.join();
   });
   CHECK(places > 10);
+}
+
+TEST_CASE("nobody comes home to an event loop that is being destroyed", "[async][abandon]") {
+  std::shared_ptr<detail::homecoming> way;
+  bool found = true;
+  {
+    world w;
+    auto body = [&]() -> task<> {
+      const tracked here;
+      detail::absence away(w.home());
+      way = away.way();
+      co_await park(away.rest());
+      FAIL("the event loop came back");
+    };
+    const support::started root(w, body);
+    w.loop.poll();
+    // The event loop empties its queue without its mutex, and the frame of the coroutine comes after this.
+    asio::post(w.loop, [last = std::shared_ptr<void>(nullptr, [&](void*) { found = way->call(); })] {});
+  }
+  CHECK_FALSE(found);
+  CHECK(tracked::live == 0);
 }
 
 TEST_CASE("abandoning a wait for a signal puts the disposition back", "[async][abandon]") {

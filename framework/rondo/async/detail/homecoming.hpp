@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "rondo/async/continuation.hpp"
+#include "rondo/async/detail/parked.hpp"
 #include "rondo/async/task.hpp"
 
 namespace rondo::detail {
@@ -25,8 +26,7 @@ namespace rondo::detail {
 class homecoming : public std::enable_shared_from_this<homecoming> {
  public:
   /// The event loop keeps running while its coroutine is away.
-  explicit homecoming(const executor& home)
-      : home_(asio::prefer(home, asio::execution::outstanding_work.tracked)) {}
+  explicit homecoming(const executor& home) : home_(asio::prefer(home, asio::execution::outstanding_work.tracked)) {}
 
   /// Any thread: resumes the coroutine from its event loop. False: it was called before, or nobody waits any more.
   bool call() {
@@ -57,13 +57,19 @@ class homecoming : public std::enable_shared_from_this<homecoming> {
   continuation<>* rest_ = nullptr;
 };
 
-/// Lives in the frame of the coroutine that is away, and ends with it.
-class absence {
+/// Lives in the frame of the coroutine that is away, and ends with it, or when its event loop begins to shut down: Asio
+/// destroys the frames of coroutines by way of the loop's queue, which it then empties without the loop's mutex, so
+/// that no other thread may post to it any more.
+class absence final : private parked {
  public:
-  explicit absence(const executor& home) : way_(std::make_shared<homecoming>(home)) { way_->rest_ = &rest_; }
+  explicit absence(const executor& home) : way_(std::make_shared<homecoming>(home)) {
+    way_->rest_ = &rest_;
+    registry_of(home)->add(*this);
+  }
   absence(const absence&) = delete;
   absence& operator=(const absence&) = delete;
   ~absence() {
+    unlink();
     way_->forget();
     way_->rest_ = nullptr;
   }
@@ -87,6 +93,8 @@ class absence {
   }
 
  private:
+  void abandon() noexcept override { way_->forget(); }
+
   std::shared_ptr<homecoming> way_;
   continuation<> rest_;
 };
