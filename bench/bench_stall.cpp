@@ -25,6 +25,7 @@
 #include <vector>
 
 #include "rondo/event/interval.hpp"
+#include "rondo/extensions/snapshot/formats.hpp"
 #include "rondo/extensions/snapshot/snapshot.hpp"
 #include "rondo/loop/loop.hpp"
 
@@ -72,6 +73,7 @@ void train(benchmark::State& state, const std::function<writer_pointer()>& make_
     std::vector<double> stalls;
     std::vector<double> totals;
     double memory = 0.0;
+    double size = 0.0;
     long faults = 0;
     if (const auto writer = make_writer())
       loop | snapshot({.n_retains = 1, .writer = writer}).triggered(every(iterations{iterations_per_snapshot}));
@@ -82,7 +84,8 @@ void train(benchmark::State& state, const std::function<writer_pointer()>& make_
         // The first one finds memory that has not been used before.
         if (e.iteration > iterations_per_snapshot) stalls.push_back(e.stall_seconds);
         totals.push_back(e.total_seconds);
-        memory = static_cast<double>(e.memory) / static_cast<double>(e.bytes);
+        memory = static_cast<double>(e.memory) / 1e6;
+        size = static_cast<double>(e.bytes) / 1e6;
       });
       ctx.on<event::iteration_completed>([&] {
         if (ctx.iteration() == 1) begun = std::chrono::steady_clock::now();
@@ -98,36 +101,41 @@ void train(benchmark::State& state, const std::function<writer_pointer()>& make_
     state.counters["stall_ms"] = median(stalls) * 1e3;
     state.counters["stall_max_ms"] = stalls.empty() ? 0.0 : *std::max_element(stalls.begin(), stalls.end()) * 1e3;
     state.counters["durable_ms"] = median(totals) * 1e3;
-    state.counters["memory_x_state"] = memory;
+    state.counters["memory_MB"] = memory;
+    state.counters["file_MB"] = size;
     state.counters["page_faults"] = static_cast<double>(faults);
   }
   fs::remove_all(out);
 }
 
-void without(benchmark::State& state) {
-  train(state, [] { return writer_pointer(); });
-}
-void simple(benchmark::State& state) {
-  train(state, [] { return writers::simple(); });
-}
-void thread(benchmark::State& state) {
-  train(state, [] { return writers::thread(); });
-}
-void thread_queue(benchmark::State& state) {
-  train(state, [] { return writers::thread_queue({.capacity = 2}); });
-}
-void process_queue(benchmark::State& state) {
-  train(state, [] { return writers::process_queue(); });
+writer_pointer make(const std::string& kind, const writing::savefun& savefun) {
+  if (kind == "simple") return writers::simple({.savefun = savefun});
+  if (kind == "thread") return writers::thread({.savefun = savefun});
+  if (kind == "thread_queue") return writers::thread_queue({.capacity = 2, .savefun = savefun});
+  if (kind == "process_queue") return writers::process_queue({.savefun = savefun});
+  return nullptr;
 }
 
-void configure(benchmark::internal::Benchmark* b) {
-  b->ArgName("MiB")->Arg(1200)->Unit(benchmark::kMillisecond)->UseManualTime()->Iterations(1);
+void add(const std::string& kind, const std::string& format, const writing::savefun& savefun) {
+  benchmark::RegisterBenchmark(("iteration/" + kind + format).c_str(),
+                               [=](benchmark::State& state) { train(state, [&] { return make(kind, savefun); }); })
+      ->ArgName("MiB")
+      ->Arg(1200)
+      ->Unit(benchmark::kMillisecond)
+      ->UseManualTime()
+      ->Iterations(1);
 }
-BENCHMARK(without)->Name("iteration/no_snapshots")->Apply(configure);
-BENCHMARK(simple)->Name("iteration/simple")->Apply(configure);
-BENCHMARK(thread)->Name("iteration/thread")->Apply(configure);
-BENCHMARK(thread_queue)->Name("iteration/thread_queue")->Apply(configure);
-BENCHMARK(process_queue)->Name("iteration/process_queue")->Apply(configure);
+
+const bool all_added = [] {
+  for (const char* const kind : {"no_snapshots", "simple", "thread", "thread_queue", "process_queue"})
+    add(kind, "", {});
+  for (const char* const kind : {"simple", "thread", "thread_queue", "process_queue"}) {
+    add(kind, "/libtorch", formats::libtorch());
+    add(kind, "/safetensors", formats::safetensors());
+    add(kind, "/zstd", formats::zstd(formats::checkpoint()));
+  }
+  return true;
+}();
 
 }  // namespace
 }  // namespace rondo::bench

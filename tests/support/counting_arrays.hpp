@@ -36,22 +36,30 @@ class counting_arrays {
   }
   [[nodiscard]] std::int64_t iteration() const noexcept { return iteration_; }
 
-  /// The file of this moment. Its arrays are the live ones.
-  [[nodiscard]] checkpoint::encoder file() const {
+  [[nodiscard]] checkpoint::tree tree() const {
     checkpoint::tree::dict tensors;
-    std::vector<checkpoint::storage> storages;
     for (std::size_t i = 0; i < arrays_.size(); ++i) {
       const auto key = std::to_string(i);
       const auto size = static_cast<std::int64_t>(arrays_[i].size());
       tensors.insert_or_assign("a" + key, checkpoint::tensor_descriptor{
-                                 checkpoint::scalar_type::int32, key, size, 0, {size}, {1}, false, false});
-      storages.push_back({key, bytes_of(i)});
+                                              checkpoint::scalar_type::int32, key, size, 0, {size}, {1}, false, false});
     }
-    checkpoint::snapshot_info info;
-    info.iteration = iteration_;
-    info.made_by = "snapshot";
-    return checkpoint::encoder(checkpoint::tree::dict{{"arrays", std::move(tensors)}}, std::move(storages), info);
+    return checkpoint::tree::dict{{"arrays", std::move(tensors)}};
   }
+  /// The live arrays.
+  [[nodiscard]] std::vector<checkpoint::storage> storages() const {
+    std::vector<checkpoint::storage> all;
+    for (std::size_t i = 0; i < arrays_.size(); ++i) all.push_back({std::to_string(i), bytes_of(i)});
+    return all;
+  }
+  [[nodiscard]] checkpoint::snapshot_info info() const {
+    checkpoint::snapshot_info about;
+    about.iteration = iteration_;
+    about.made_by = "snapshot";
+    return about;
+  }
+  /// The file of this moment. Its arrays are the live ones.
+  [[nodiscard]] checkpoint::encoder file() const { return {tree(), storages(), info()}; }
 
   /// How much staging memory `file` needs.
   [[nodiscard]] static std::uint64_t memory_for(const checkpoint::encoder& file) {

@@ -2,7 +2,7 @@
 """Looks at saves from outside, with strace: in which order the system is asked for what, and what is left when the
 process is killed, or the system refuses, at any of the calls that write.
 
-usage: snapshot_syscalls_test.py RONDO SNAPSHOT_PROGRAM [--writers NAME...]
+usage: snapshot_syscalls_test.py RONDO SNAPSHOT_PROGRAM [--writers NAME...] [--format DESCRIPTION]
 
 Each time, a program takes a snapshot, strace is attached to it, and it takes a second one. Ends with status 77 where
 strace is missing or may not trace.
@@ -80,14 +80,15 @@ class Run:
     """One program that has taken a snapshot, and takes a second one while somebody is traced: "all" threads and
     processes, the "trainer" alone, or its "helper" process alone."""
 
-    def __init__(self, program, writer, folder, logs, size, whom="all", inject=None):
+    def __init__(self, program, writer, folder, logs, size, formats, whom="all", inject=None):
         self.folder = os.path.realpath(folder)
         self.logs = logs
         for name in os.listdir(logs):
             os.unlink(os.path.join(logs, name))
         with open(os.path.join(logs, "errors"), "w+") as errors:
-            self.process = subprocess.Popen([program, writer, self.folder, "1", str(size)], stdin=subprocess.PIPE,
-                                            stdout=subprocess.PIPE, stderr=errors, text=True, env=ENVIRONMENT)
+            command = [program, writer, self.folder, "1", str(size), *formats]
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                                            text=True, env=ENVIRONMENT)
             said = self.process.stdout.readline()
             assert said == "durable 1\n", said
             if whom == "helper":
@@ -180,7 +181,8 @@ def children_of(process):
 
 
 class Judge:
-    def __init__(self, rondo, program, scratch):
+    def __init__(self, rondo, program, scratch, formats):
+        self.formats = formats
         self.rondo, self.program, self.scratch = os.path.abspath(rondo), os.path.abspath(program), scratch
         self.logs = os.path.join(scratch, "logs")
         os.mkdir(self.logs)
@@ -191,7 +193,7 @@ class Judge:
         shutil.rmtree(folder, ignore_errors=True)
         os.mkdir(folder)
         self.runs += 1
-        return Run(self.program, writer, folder, self.logs, size, whom, inject)
+        return Run(self.program, writer, folder, self.logs, size, self.formats, whom, inject)
 
     def number_of_latest(self, run):
         """Of the snapshot that a run would resume from. All that have their names must be sound."""
@@ -309,11 +311,12 @@ def main():
     parser.add_argument("rondo")
     parser.add_argument("snapshot_program")
     parser.add_argument("--writers", nargs="+", default=WRITERS, choices=WRITERS)
+    parser.add_argument("--format", action="append", default=[], help="of the files, if it is not Rondo's own")
     arguments = parser.parse_args()
     if not shutil.which("strace"):
         raise Skipped("there is no strace")
     with tempfile.TemporaryDirectory() as scratch:
-        judge = Judge(arguments.rondo, arguments.snapshot_program, scratch)
+        judge = Judge(arguments.rondo, arguments.snapshot_program, scratch, arguments.format)
         for writer in arguments.writers:
             for size in [SMALL, LARGE]:
                 test_order(judge.run(writer, size))

@@ -26,6 +26,7 @@
 #include "rondo/async/continuation.hpp"
 #include "rondo/async/park.hpp"
 #include "rondo/async/semaphore.hpp"
+#include "rondo/checkpoint/file_format.hpp"
 #include "rondo/error.hpp"
 #include "rondo/writing/helper/process.hpp"
 #include "rondo/writing/helper/protocol.hpp"
@@ -123,6 +124,15 @@ io_error failure(const path& target, std::errc code, const std::string& why) {
   return {"write", target, std::make_error_code(code), why};
 }
 
+// Of a format that the helper program knows; empty for others.
+std::string description_of(const writing::savefun& save) {
+  auto description = save.format() ? save.format()->description() : std::string();
+  if (description.size() > writing::helper::longest_text)
+    throw option_error("savefun", fmt::format("a format whose description has {} bytes", description.size()),
+                       fmt::format("at most {}: shorten the metadata", writing::helper::longest_text));
+  return description;
+}
+
 // A file on its way. Owned by the line and not by the coroutine that waits for it: the helper reads the image until it
 // is done with it, whatever becomes of the coroutine.
 struct job {
@@ -149,7 +159,8 @@ class line : public std::enable_shared_from_this<line> {
         one_for_all_(one_for_all),
         memory_({options_.capacity, options_.full, true}),
         turn_(1),
-        program_(options_.savefun.name()) {}
+        format_(description_of(options_.savefun)),
+        program_(format_.empty() ? options_.savefun.name() : std::string()) {}
   line(const line&) = delete;
   line& operator=(const line&) = delete;
 
@@ -198,6 +209,7 @@ class line : public std::enable_shared_from_this<line> {
   bool one_for_all_;
   writing::staging memory_;
   async_semaphore turn_;
+  std::string format_;  // what helpers are told
   writing::helper::program program_;
   std::deque<std::shared_ptr<job>> jobs_;
   std::uint64_t numbers_ = 0;
@@ -377,6 +389,7 @@ helper_process::delivery line::deliver(job& next) {
   message.spots_offset = file_image::memory_for(message.size, 0);
   message.target = next.target.string();
   message.announcement = next.announcement.string();
+  message.format = format_;
   const auto result = next.helper->send(writing::helper::pack(message), given, next.target);
   if (result != helper_process::delivery::sent) {
     if (!next.announcement.empty()) writing::posix_file_system()->remove(next.announcement);

@@ -18,9 +18,9 @@ struct process_options {
   /// The longest that one file may take, counted from when it is the first in line. Then its helper process is killed
   /// and the write fails with ETIMEDOUT. Nothing (default): as long as it takes.
   std::optional<std::chrono::steady_clock::duration> timeout = std::nullopt;
-  /// The format of the files, if it is not Rondo's own: a registered function (see writing::register_savefun), which
-  /// runs in the helper process, on the memory that both share. The helper is then this program, started again, which
-  /// takes as long as it takes to load it.
+  /// The format of the files, if it is not Rondo's own: one of namespace formats, or a registered function (see
+  /// writing::register_savefun). It is written in the helper process, from the memory that both share. For a function
+  /// the helper is this program, started again, which takes as long as it takes to load it.
   writing::savefun savefun = nullptr;
 };
 
@@ -48,7 +48,8 @@ struct process_options {
 /// way leaves them to their helpers; the next use of the writer first waits, blocking, until they are done. Destroying
 /// the writer does not wait for files.
 ///
-/// Throws option_error for a capacity of 0, a timeout that is not positive and a savefun that is not registered.
+/// Throws option_error for a capacity of 0, a timeout that is not positive and a savefun that is neither registered nor
+/// one of namespace formats.
 [[nodiscard]] std::shared_ptr<writing::writer> process(process_options options = {});
 
 /// The same with one helper process for all files, which is started for the first one and ends with `close`: cheaper

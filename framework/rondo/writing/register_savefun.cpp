@@ -9,6 +9,7 @@
 #include "rondo/checkpoint/tensors.hpp"
 #include "rondo/error.hpp"
 #include "rondo/writing/helper/registry.hpp"
+#include "rondo/writing/save_encoded.hpp"
 
 namespace rondo::writing {
 
@@ -19,6 +20,11 @@ savefun register_savefun(std::string name, savefun save) {
 }
 
 image_savefun saving_image(savefun save) {
+  if (const auto& format = save.format()) {
+    return [format](const path& target, const path& temporary, std::span<const std::byte> image) {
+      save_image(*format, target, temporary, image);
+    };
+  }
   return [save = std::move(save)](const path& target, const path& temporary, std::span<const std::byte> image) {
     const auto file = checkpoint::reader::from_image(image, target.string());
     save_by(save, target, temporary, checkpoint::view_state(file));
@@ -27,7 +33,9 @@ image_savefun saving_image(savefun save) {
 
 void save_by(const savefun& save, const path& target, const path& temporary, const state::value& state) {
   try {
-    save(temporary, state);
+    if (save.has_function()) return save(temporary, state);
+    const auto described = checkpoint::describe(state);
+    save_encoded(temporary, save.format()->encode(described.tree, described.views(), checkpoint::snapshot_info()));
   } catch (const error&) {
     throw;
   } catch (...) {

@@ -15,6 +15,9 @@
 namespace at {
 class Tensor;
 }
+namespace rondo::checkpoint {
+class file_format;
+}
 namespace rondo::state {
 template <class Tensor>
 class basic_value;
@@ -48,7 +51,7 @@ class savefun {
   savefun(function save, Load&& inverse)
       : save_(std::move(save)), inverse_(std::make_shared<const loadfun>(std::forward<Load>(inverse))) {}
 
-  [[nodiscard]] explicit operator bool() const noexcept { return static_cast<bool>(save_); }
+  [[nodiscard]] explicit operator bool() const noexcept { return has_function() || format_.get() != nullptr; }
   /// A template, so that it needs a whole at::Tensor only where it is called.
   template <std::same_as<state::value> State>
   void operator()(const path& temporary, const State& state) const {
@@ -63,10 +66,21 @@ class savefun {
   }
   /// Reads what it has written; nullptr when nobody has said how.
   [[nodiscard]] const loadfun* inverse() const noexcept { return inverse_.get(); }
+  /// One that writes just this format: from staging memory it is then written without calling the function, which may
+  /// be missing, so that every helper process can do it.
+  [[nodiscard]] savefun in_format(std::shared_ptr<const checkpoint::file_format> format) const {
+    savefun result = *this;
+    result.format_ = std::move(format);
+    return result;
+  }
+  [[nodiscard]] bool has_function() const noexcept { return static_cast<bool>(save_); }
+  /// nullptr when nobody has said so.
+  [[nodiscard]] const std::shared_ptr<const checkpoint::file_format>& format() const noexcept { return format_; }
 
  private:
   function save_;
   std::shared_ptr<const loadfun> inverse_;  // not a member itself, for whoever does not see a whole at::Tensor
+  std::shared_ptr<const checkpoint::file_format> format_;
   std::string name_;
 };
 
@@ -76,7 +90,7 @@ class savefun_error : public error {
   using error::error;
 };
 
-/// The same for a checkpoint in staging memory whose checksums nobody has computed.
+/// A savefun for a checkpoint in staging memory whose checksums nobody has computed.
 using image_savefun = std::function<void(const path& target, const path& temporary, std::span<const std::byte> image)>;
 
 }  // namespace rondo::writing

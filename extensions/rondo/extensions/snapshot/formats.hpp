@@ -1,12 +1,12 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
-#include "rondo/checkpoint/byte_sink.hpp"
+#include "rondo/checkpoint/file_format.hpp"
 #include "rondo/checkpoint/safetensors.hpp"
 #include "rondo/state/value.hpp"
 #include "rondo/writing/savefun.hpp"
@@ -18,24 +18,19 @@
 ///                      .writer = writers::thread({.savefun = formats::safetensors()})});
 namespace rondo::formats {
 
-/// A state in the terms of a format, as long as the state lives.
-struct encoded {
-  /// Of the file, in bytes; 0 when nobody knows before it is written.
-  std::uint64_t size = 0;
-  /// Hands the file to `sink` from its first byte to its last. What `sink` throws passes.
-  std::function<void(const checkpoint::byte_sink& sink)> write;
-};
-
 /// How a state becomes a file, and a file a state. A writer takes it as its `savefun`, and `autoload` then needs no
 /// `loadfun`. All functions run on the calling thread, and may be called from several threads at once.
 struct format {
-  /// Tensors on the CPU are not copied, others are. Throws `state_error` for a state that the format cannot hold.
-  std::function<encoded(const state::value& state)> encode;
+  /// The file that holds `state`, as long as that lives. Tensors on the CPU are not copied, others are. Throws
+  /// `state_error` for a state that the format cannot hold.
+  std::function<checkpoint::encoded_file(const state::value& state)> encode;
   /// The state in a file, with tensors on the CPU that own their memory. Throws `format_error` or `io_error` for a file
   /// that is not sound.
   writing::loadfun load;
   /// The same from memory; `where` names the source in errors.
   std::function<state::value(std::vector<std::byte> file, std::string where)> parse;
+  /// What `encode` does, if that is one of Rondo's formats: writers with processes then need no registered function.
+  std::shared_ptr<const checkpoint::file_format> built_in = nullptr;
   /// Rondo's own, which writers write by themselves, with all that a snapshot says about itself.
   bool is_rondos_own = false;
 
@@ -45,9 +40,14 @@ struct format {
   operator writing::savefun() const;
 };
 
-/// Rondo's own (docs/file_format.md): the default of writers, every byte covered by checksums. Wrapped by another one
-/// it says of the snapshot only its iteration, where the state is that of a loop.
+/// Rondo's own (docs/file_format.md): the default of writers, every byte covered by checksums. Wrapped by another one,
+/// and written by a simple writer, it says of the snapshot only its iteration, where the state is that of a loop.
 [[nodiscard]] format checkpoint();
+
+/// For programs that know LibTorch only: `torch::pickle_load` reads it, and so do Python's `torch.load`, with
+/// `weights_only` as well, and Rondo with its checksums. The files of `checkpoint` are of this kind unless the state
+/// has bytes in it, which LibTorch has not: these are refused here.
+[[nodiscard]] format libtorch();
 
 /// safetensors: named tensors for Python and for serving, and the tree around them as metadata. `metadata` is added to
 /// the header of every file. Tied weights are written for each of their names and are separate after loading into

@@ -1,7 +1,9 @@
-// The program of the helper processes that write Rondo's own format (see writers::process).
+// The program of the helper processes that write Rondo's own formats (see writers::process).
+#include "rondo/checkpoint/file_format.hpp"
 #include "rondo/checkpoint/image.hpp"
 #include "rondo/writing/atomic_file.hpp"
 #include "rondo/writing/helper/service.hpp"
+#include "rondo/writing/save_encoded.hpp"
 
 namespace {
 
@@ -15,9 +17,17 @@ write_receipt write_checkpoint(const path& target, const helper::mapped_image& i
   return write_atomically(*posix_file_system(), target, image.bytes().size(), produce);
 }
 
+write_receipt write_in(const path& target, const helper::mapped_image& image, const std::string& format) {
+  if (format.empty()) return write_checkpoint(target, image);
+  const auto described = rondo::checkpoint::described_format(format);
+  return write_atomically_by_path(*posix_file_system(), target, [&](const path& temporary) {
+    save_image(*described, target, temporary, image.bytes());
+  });
+}
+
 }  // namespace
 
 int main() {
   helper::close_what_was_not_given();
-  return helper::serve(write_checkpoint);
+  return helper::serve(write_in);
 }

@@ -22,7 +22,7 @@
 /// built from the same sources; the version is there because a program on disk can be replaced while it runs.
 namespace rondo::writing::helper {
 
-inline constexpr std::uint32_t protocol_version = 1;
+inline constexpr std::uint32_t protocol_version = 2;
 /// Where the helper finds its socket.
 inline constexpr int socket_number = 3;
 inline constexpr std::size_t longest_message = std::size_t{64} << 10U;
@@ -45,6 +45,8 @@ class job_message {
   std::string target;
   /// A file to remove before the reply; may be empty.
   std::string announcement;
+  /// The description of the format to write; empty for Rondo's own, and where the helper runs a registered function.
+  std::string format;
 };
 
 /// How a job ended.
@@ -143,6 +145,7 @@ inline std::string rest_of(const char* whole, const std::string& beginning) {
   out.number(job.spots_offset);
   out.text(job.target);
   out.text(job.announcement);
+  out.text(job.format);
   return out.take();
 }
 
@@ -174,6 +177,7 @@ inline std::string rest_of(const char* whole, const std::string& beginning) {
   job.spots_offset = in.number<std::uint64_t>();
   job.target = in.text();
   job.announcement = in.text();
+  job.format = in.text();
   if (!in.exact()) return std::nullopt;
   return job;
 }

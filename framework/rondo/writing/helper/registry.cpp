@@ -50,7 +50,7 @@ bool in_the_program() {
 [[noreturn]] void serve_and_exit(const image_savefun& save) {
   // Programs that the function starts are no helpers.
   ::unsetenv(savefun_variable);
-  const int status = serve([&](const path& target, const mapped_image& image) {
+  const int status = serve([&](const path& target, const mapped_image& image, const std::string&) {
     return write_atomically_by_path(*posix_file_system(), target,
                                     [&](const path& temporary) { save(target, temporary, image.bytes()); });
   });
@@ -77,7 +77,7 @@ void add_savefun(const std::string& name, const image_savefun& save) {
 
 void require_savefun(const savefun& wanted) {
   static_cast<void>(main_is_next);
-  if (!wanted || names().contains(wanted.name())) return;
+  if (!wanted || wanted.format() || names().contains(wanted.name())) return;
   const auto name = wanted.name().empty() ? std::string("my_format") : std::string(wanted.name());
   throw option_error(
       "savefun",

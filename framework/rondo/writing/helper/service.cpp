@@ -117,7 +117,7 @@ reply_message work_on(const received_job job, const write_function& write) {
   try {
     wait_for_turn(job);
     const mapped_image image(job.message, job.image.get());
-    const auto receipt = write(job.message.target, image);
+    const auto receipt = write(job.message.target, image, job.message.format);
     reply.bytes = receipt.bytes;
     reply.write_seconds = receipt.write_seconds;
     reply.sync_seconds = receipt.sync_seconds;

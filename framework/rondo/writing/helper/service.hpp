@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <string>
 
 #include "rondo/checkpoint/image.hpp"
 #include "rondo/writing/atomic_file.hpp"
@@ -35,7 +36,9 @@ class mapped_image {
 /// Closes all descriptors behind the socket.
 void close_what_was_not_given();
 
-using write_function = std::function<write_receipt(const path& target, const mapped_image& image)>;
+/// `format`: see job_message.
+using write_function =
+    std::function<write_receipt(const path& target, const mapped_image& image, const std::string& format)>;
 
 /// What a helper process does (see writers::process): receives images of files and has `write` bring them to disk, one
 /// after the other, until its socket ends; also when the trainer is no longer there. The status to exit with.
