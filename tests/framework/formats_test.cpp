@@ -18,7 +18,6 @@
 #include <sstream>
 #include <string>
 #include <string_view>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -30,6 +29,7 @@
 #include "rondo/state/digest.hpp"
 #include "rondo/state/module.hpp"
 #include "rondo/state/optimizer.hpp"
+#include "rondo/writing/atomic_file.hpp"
 #include "support/catch.hpp"
 #include "support/counting_loop.hpp"
 #include "support/messages.hpp"
@@ -193,7 +193,9 @@ TEST_CASE("what was handed to a process in any format is saved although the trai
   const int status = std::system(command.c_str());
   REQUIRE(WIFSIGNALED(status));
   REQUIRE(WTERMSIG(status) == SIGKILL);
-  while (!fs::exists(dir / "snapshot_iter_3")) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  REQUIRE(
+      writing::wait_for_live_temporaries(*writing::posix_file_system(), dir.path(), std::chrono::minutes(2)).empty());
+  REQUIRE(fs::exists(dir / "snapshot_iter_3"));
   CHECK(the_number_of(all_formats()[number].load(dir / "snapshot_iter_3")) == 3.0);
 }
 

@@ -107,7 +107,10 @@ class zstd_file final : public file_format {
 };
 
 std::shared_ptr<const file_format> make_described(const description_json& description) {
-  const auto& [name, options] = *description.items().begin();
+  if (!description.is_object() || description.size() != 1)
+    throw format_error("description of a format", 0, "it has not one name");
+  const std::string& name = description.begin().key();
+  const description_json& options = description.begin().value();
   if (name == "checkpoint") return checkpoint_format();
   if (name == "libtorch") return libtorch_format();
   if (name == "safetensors") return safetensors_format(options.get<safetensors_metadata>());
