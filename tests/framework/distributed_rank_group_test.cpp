@@ -5,6 +5,8 @@
 #include <atomic>
 #include <chrono>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include "rondo/async/scope.hpp"
 #include "support/catch.hpp"
@@ -76,6 +78,8 @@ TEST_CASE("what ranks bring along reaches those it is for", "[distributed][rank_
       require(all, "all have agreed");
       const bool not_all = co_await group.agree(group.rank() != 1);
       require(!not_all, "rank 1 has not agreed");
+      const auto smallest = co_await group.agree_minimum(7 - group.rank());
+      require(smallest == 8 - group.world_size(), "the smallest number");
       const int last = group.world_size() - 1;
       const auto from_last = co_await group.broadcast(me, last);
       require(from_last == std::to_string(last), "broadcast gives the root's");
@@ -283,6 +287,136 @@ TEST_CASE("ranks that do different things are told so", "[distributed][rank_grou
   }
 }
 
+TEST_CASE("operations on tensors in another order are told so, too", "[distributed][rank_group]") {
+  const bool other_operation = GENERATE(true, false);
+  const auto failures = failures_on_ranks(3, [&](const rank_group& group) {
+    run_task([&]() -> task<> {
+      auto tensor = torch::ones({10});
+      if (group.rank() != 1)
+        co_await group.all_reduce(tensor);
+      else if (other_operation)
+        co_await group.broadcast(tensor, 2);
+      else
+        co_await group.all_reduce(tensor, reduce_op::max);
+      co_await group.barrier();
+    });
+  });
+  for (const auto& failure : failures) {
+    const std::string what = error_of(failure).what();
+    INFO(what);
+    CHECK(what.find("all_reduce(sum) of 10 Float") != std::string::npos);
+    CHECK(what.find(other_operation ? "broadcast(2) of 10 Float" : "all_reduce(max) of 10 Float") != std::string::npos);
+    CHECK(what.find("same order") != std::string::npos);
+  }
+}
+
+TEST_CASE("a rank that does not come to an operation on tensors is named on all ranks", "[distributed][rank_group]") {
+  const int absent = GENERATE(0, 1, 2);
+  std::atomic<int> failed = 0;
+  const auto failures = failures_on_ranks(
+      3,
+      [&](const rank_group& group) {
+        if (group.rank() == absent) {
+          while (failed < 2) std::this_thread::yield();
+          run_task([&]() -> task<> { co_await group.barrier(); });
+          return;
+        }
+        try {
+          const auto tensor = torch::ones({10});
+          run_task([&]() -> task<> { co_await group.all_reduce(tensor); });
+        } catch (const rank_error&) {
+          ++failed;
+          throw;
+        }
+        ++failed;
+      },
+      400ms);
+  for (const auto& failure : failures) {
+    const auto e = error_of(failure);
+    INFO(e.what());
+    CHECK(e.ranks() == std::vector<int>{absent});
+    CHECK(std::string(e.what()).find("did not come to all_reduce(sum) of 10 Float") != std::string::npos);
+  }
+}
+
+TEST_CASE("what the backend refuses is an error with its reason that blames no rank", "[distributed][rank_group]") {
+  const auto failures = failures_on_ranks(3, [](const rank_group& group) {
+    const auto tensor = torch::ones({10}, torch::kComplexFloat);
+    run_task([&]() -> task<> { co_await group.all_reduce(tensor); });
+  });
+  for (const auto& failure : failures) {
+    const auto e = error_of(failure);
+    INFO(e.what());
+    CHECK(e.ranks().empty());
+    CHECK(std::string(e.what()).find("all ranks are there") != std::string::npos);
+    CHECK(std::string(e.what()).find("calar type") != std::string::npos);
+  }
+}
+
+TEST_CASE("two coroutines on one channel are refused", "[distributed][rank_group]") {
+  on_ranks(2, [](const rank_group& group) {
+    run_task([&]() -> task<> {
+      const auto side = group.channel("side");
+      const auto both = [&](scope& side_by_side) -> task<> {
+        side_by_side.spawn([&]() -> task<> { co_await side.barrier(); });
+        side_by_side.spawn([&]() -> task<> {
+          std::string refused;
+          try {
+            co_await side.barrier();
+          } catch (const error& e) {
+            refused = e.what();
+          }
+          if (group.rank() == 0) require(refused.find("channel of its own") != std::string::npos, refused);
+          co_await group.barrier();
+        });
+        co_return;
+      };
+      if (group.rank() == 0) {
+        co_await with_scope(both);
+      } else {
+        // Comes to the channel only when the other has been refused.
+        co_await group.barrier();
+        co_await side.barrier();
+      }
+    });
+  });
+}
+
+TEST_CASE("a merge that is cancelled on rank 0 ends the group, elsewhere it is finished without the answer",
+          "[distributed][rank_group]") {
+  const int cancelled = GENERATE(0, 1);
+  const auto failures = failures_on_ranks(2, [&](const rank_group& group) {
+    run_task([&]() -> task<> {
+      const auto merging_apart = group.channel("merge");
+      const auto join = [](const std::vector<std::string>& all) { return all[0] + all[1]; };
+      if (group.rank() == cancelled) {
+        const auto given_up = [&](scope& inside) -> task<> {
+          inside.spawn([&]() -> task<> {
+            auto merging = merging_apart.merge("x", join);
+            static_cast<void>(co_await std::move(merging));
+          });
+          const executor home = co_await asio::this_coro::executor;
+          for (int i = 0; i < 3; ++i) co_await asio::post(home, asio::use_awaitable);
+          inside.cancel();
+        };
+        co_await with_scope(given_up);
+      } else if (cancelled == 1) {
+        auto merging = merging_apart.merge("y", join);
+        const auto whole = co_await std::move(merging);
+        require(whole == "yx", whole);
+      }
+      co_await group.barrier();
+    });
+  });
+  CHECK(static_cast<bool>(failures[0]) == (cancelled == 0));
+  CHECK(static_cast<bool>(failures[1]) == (cancelled == 0));
+  if (cancelled == 0) {
+    const std::string what = error_of(failures[1]).what();
+    INFO(what);
+    CHECK(what.find("merge was cancelled") != std::string::npos);
+  }
+}
+
 TEST_CASE("a rank that has left in peace is missed by those who go on", "[distributed][rank_group]") {
   const auto failures = failures_on_ranks(3, [&](const rank_group& group) {
     if (group.rank() == 2) return;
@@ -350,6 +484,47 @@ TEST_CASE("a group of ranks that never come is not made", "[distributed][rank_gr
     CHECK(e.ranks() == std::vector<int>{1, 2});
   }
   CHECK_THROWS_AS(rank_group::connect(testing::launch_of(1, 3, port), options), rank_error);
+}
+
+TEST_CASE("ranks that do not agree on how many they are, or who, are told so", "[distributed][rank_group]") {
+  distributed::group_options options;
+  options.connect_timeout = 20s;
+  const auto message = [&](int rank, int world_size, std::uint16_t port) {
+    try {
+      static_cast<void>(rank_group::connect(testing::launch_of(rank, world_size, port), options));
+    } catch (const rank_error& e) {
+      return std::string(e.what());
+    }
+    return std::string();
+  };
+  const auto port = testing::free_port();
+  std::string of_first;
+  std::thread first([&] {
+    auto short_options = options;
+    short_options.connect_timeout = 3s;
+    try {
+      static_cast<void>(rank_group::connect(testing::launch_of(0, 2, port), short_options));
+    } catch (const rank_error& e) {
+      of_first = e.what();
+    }
+  });
+  const auto of_other = message(1, 3, port);
+  first.join();
+  INFO(of_first << "; " << of_other);
+  CHECK(of_other.find("WORLD_SIZE") != std::string::npos);
+  CHECK(of_first.find("rank 1") != std::string::npos);
+
+  // One of the two is turned away, the others wait for rank 2.
+  options.connect_timeout = 3s;
+  const auto second_port = testing::free_port();
+  std::vector<std::string> said(3);
+  std::vector<std::thread> ranks;
+  for (int i = 0; i < 3; ++i)
+    ranks.emplace_back([&, i] { said[static_cast<std::size_t>(i)] = message(i == 0 ? 0 : 1, 3, second_port); });
+  for (auto& one : ranks) one.join();
+  INFO(said[0] << "; " << said[1] << "; " << said[2]);
+  CHECK((said[1] + said[2]).find("a second process") != std::string::npos);
+  CHECK(said[0].find("rank 2") != std::string::npos);
 }
 
 TEST_CASE("impossible calls are refused before anybody is asked", "[distributed][rank_group]") {

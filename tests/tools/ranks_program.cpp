@@ -219,6 +219,11 @@ int main(int argc, char** argv) {
     const settings s = parse(argc, argv);
     torch::set_num_threads(1);
     return train(s);
+  } catch (const rondo::distributed::rank_error& e) {
+    std::cerr << "ranks_program: " << e.what() << "\nnamed:";
+    for (const int rank : e.ranks()) std::cerr << ' ' << rank;
+    std::cerr << '\n';
+    return 1;
   } catch (const std::exception& e) {
     std::cerr << "ranks_program: " << e.what() << '\n';
     return 1;

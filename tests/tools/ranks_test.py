@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Trains with several real processes, kills them at random moments, fills disks, and looks at what is left.
 
-usage: ranks_test.py RONDO RANKS_PROGRAM [--kills N] [--elastic N...] [--seed N]
+usage: ranks_test.py RONDO RANKS_PROGRAM [--kills N] [--stops N] [--elastic N...] [--seed N]
 
-Whatever dies, every other rank must end by itself with an error that names the dead one, and the next start must go on
+Whatever dies, or is stopped, every other rank must end by itself with an error that names the dead one, and the next start must go on
 from the newest complete snapshot to the bits of a training that nobody has disturbed.
 """
 
@@ -21,6 +21,8 @@ import tempfile
 import time
 
 SECONDS = 120
+# How long ranks wait for each other where one is stopped, in ms.
+TIMEOUT = 2000
 ITERATIONS = 60
 
 
@@ -100,7 +102,7 @@ class Judge:
         self.scratch = scratch
         self.out = os.path.join(scratch, "out")
         self.counts = {}
-        self.seconds = []
+        self.seconds = {signal.SIGKILL: [], signal.SIGSTOP: []}
         self.expected = {}
 
     def count(self, what, n=1):
@@ -160,10 +162,11 @@ def test_python_opens_it(judge):
     assert told == {"2 (64, 16) (64,) (4, 64) (4,)\n"}, told
 
 
-def test_kill(judge, world_size, writer, mode, saver_rank):
-    """Kills one rank. False if the training was over before."""
+def test_kill(judge, world_size, writer, mode, saver_rank, how=signal.SIGKILL):
+    """Kills, or stops, one rank. False if the training was over before."""
+    options = ["--timeout", str(TIMEOUT)] if how == signal.SIGSTOP else []
     training = Training(judge, world_size, writer, "--mode", mode, "--saver-rank", str(saver_rank), "--pause",
-                        str(random.choice([0, 2, 10])))
+                        str(random.choice([0, 2, 10])), *options)
     limit = time.monotonic() + SECONDS
     # Not before all have met; that is another test.
     while not all("begun" in rank.said() for rank in training.ranks):
@@ -172,11 +175,12 @@ def test_kill(judge, world_size, writer, mode, saver_rank):
     time.sleep(random.uniform(0, random.choice([0.05, 0.5])))
     dead = random.choice(training.ranks)
     saved = training.saved()
-    dead.process.send_signal(signal.SIGKILL)
+    dead.process.send_signal(how)
     killed = time.monotonic()
     others = [rank for rank in training.ranks if rank is not dead]
     statuses = training.wait(30, others)
     seconds = time.monotonic() - killed
+    dead.process.kill()
     dead.process.wait()
     judge.verify()
     assert (judge.snapshots() or [0])[-1] >= saved, f"snapshot {saved} is lost\n{training}"
@@ -185,21 +189,21 @@ def test_kill(judge, world_size, writer, mode, saver_rank):
     for rank in others:
         # Who has come to the end before the death has no reason to complain.
         if rank.process.returncode != 0:
-            assert f"rank {dead.rank}" in rank.errors(), f"rank {rank.rank} does not name {dead.rank}\n{training}"
-    judge.seconds.append(seconds)
-    judge.count(f"killed the {'saver' if dead.rank == saver_rank else 'rank 0' if dead.rank == 0 else 'rank'} of "
+            assert f"named: {dead.rank}\n" in rank.errors(), f"rank {rank.rank} does not name {dead.rank}\n{training}"
+    judge.seconds[how].append(seconds)
+    judge.count(f"{'killed' if how == signal.SIGKILL else 'stopped'} the {'saver' if dead.rank == saver_rank else 'rank 0' if dead.rank == 0 else 'rank'} of "
                 f"{world_size}, {mode}, writer {writer}")
     return True
 
 
-def test_chain_of_kills(judge, world_size, writer, mode, kills):
+def test_chain_of_kills(judge, world_size, writer, mode, kills, how=signal.SIGKILL):
     expected = judge.learn(world_size)
     judge.begin_anew()
     sent = 0
     saver_rank = random.randrange(world_size)
     while sent < kills:
         before = judge.snapshots()
-        if not test_kill(judge, world_size, writer, mode, saver_rank):
+        if not test_kill(judge, world_size, writer, mode, saver_rank, how):
             break
         sent += 1
         assert not before or judge.snapshots()[-1] >= before[-1]
@@ -327,6 +331,7 @@ def main():
     parser.add_argument("rondo")
     parser.add_argument("program")
     parser.add_argument("--kills", type=int, default=10, help="how many ranks to kill (default: 10)")
+    parser.add_argument("--stops", type=int, default=3, help="how many ranks to stop (default: 3)")
     parser.add_argument("--elastic", type=int, nargs="+", default=[1, 2, 4],
                         help="numbers of ranks that go on from each other's snapshots (default: 1 2 4)")
     parser.add_argument("--seed", type=int, default=1, help="of all that is random (default: 1)")
@@ -349,19 +354,22 @@ def main():
         test_elastic(judge, arguments.elastic)
         for mode in ("distributed", "sharded"):
             test_damaged_snapshot(judge, mode)
-        killed, number = 0, 0
-        while killed < arguments.kills:
-            world_size = random.choice([2, 3])
-            writer = ["simple", "thread_queue", "thread"][number % 3]
-            mode = ["sharded", "distributed", "sharded", "gathered"][number % 4]
-            killed += test_chain_of_kills(judge, world_size, writer, mode, min(4, arguments.kills - killed))
-            number += 1
-    judge.seconds.sort()
+        for how, wanted in ((signal.SIGKILL, arguments.kills), (signal.SIGSTOP, arguments.stops)):
+            done, number = 0, 0
+            while done < wanted:
+                world_size = random.choice([2, 3])
+                writer = ["simple", "thread_queue", "thread"][number % 3]
+                mode = ["sharded", "distributed", "sharded", "gathered"][number % 4]
+                done += test_chain_of_kills(judge, world_size, writer, mode, min(4, wanted - done), how)
+                number += 1
     for what, n in sorted(judge.counts.items()):
         print(f"{n:5} {what}")
-    if judge.seconds:
-        print(f"from SIGKILL to the end of the others: {judge.seconds[len(judge.seconds) // 2]:.3f} s (median), "
-              f"{judge.seconds[-1]:.3f} s (longest)")
+    for how, seconds in judge.seconds.items():
+        if seconds:
+            seconds.sort()
+            limit = f", with a timeout of {TIMEOUT / 1000} s" if how == signal.SIGSTOP else ""
+            print(f"from {how.name} to the end of the others: {seconds[len(seconds) // 2]:.3f} s (median), "
+                  f"{seconds[-1]:.3f} s (longest){limit}")
     print("ranks: everything held")
 
 

@@ -10,6 +10,9 @@
 #endif
 
 #include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <random>
 #include <thread>
@@ -28,7 +31,7 @@ namespace {
 
 using std::chrono::milliseconds;
 
-// Under this name rank 0 says in the store where it listens.
+// Under this name rank 0 says in the store where it listens, until all have read it.
 constexpr const char* meeting_point = "rondo/roll_call";
 
 c10d::ReduceOp to_c10d(reduce_op op) {
@@ -122,29 +125,56 @@ void tell(c10d::Store& store, const std::string& key, const std::string& text) {
   store.set(key, std::vector<std::uint8_t>(text.begin(), text.end()));
 }
 
-std::string ask(c10d::Store& store, const std::string& key, milliseconds timeout) {
-  store.wait({key}, timeout);
-  const auto bytes = store.get(key);
+/// All that has to happen until the ranks have found each other happens within one limit.
+class time_limit {
+ public:
+  explicit time_limit(milliseconds limit) : end_(std::chrono::steady_clock::now() + limit) {}
+  [[nodiscard]] milliseconds left() const {
+    const auto rest = std::chrono::duration_cast<milliseconds>(end_ - std::chrono::steady_clock::now());
+    return std::max(rest, milliseconds(1));
+  }
+
+ private:
+  std::chrono::steady_clock::time_point end_;
+};
+
+std::string where_rank_0_listens(c10d::Store& store, const launch& who, milliseconds timeout) {
+  try {
+    store.wait({meeting_point}, timeout);
+  } catch (const std::exception& e) {
+    throw rank_error(fmt::format("rank {} waits for rank 0, which has not come to {}:{} within {} ms: {}", who.rank,
+                                 who.master_addr, who.master_port, timeout.count(), without_backtrace(e.what())),
+                     {0});
+  }
+  const auto bytes = store.get(meeting_point);
   return {bytes.begin(), bytes.end()};
 }
 
-std::shared_ptr<roll_call> meet_at(c10d::Store& store, const launch& who, const group_options& options) {
+void meet_all(roll_call& roll, const char* why, milliseconds timeout) {
+  meeting everybody;
+  everybody.channel = why;
+  everybody.timeout = timeout;
+  roll.meet_blocking(std::move(everybody));
+}
+
+std::shared_ptr<roll_call> meet_at(c10d::Store& store, const launch& who, const group_options& options,
+                                   const time_limit& limit) {
   std::shared_ptr<roll_call> roll;
   if (who.rank == 0) {
     const auto token = new_token();
-    roll = roll_call::listen(who.world_size, token);
+    roll = roll_call::listen(who.world_size, token, options.heartbeat_timeout);
     tell(store, meeting_point, fmt::format("{} {}", roll->port(), token));
   } else {
-    const auto text = ask(store, meeting_point, options.connect_timeout);
+    const auto text = where_rank_0_listens(store, who, limit.left());
     const auto space = text.find(' ');
     if (space == std::string::npos) throw rank_error("rank 0 has said something unknown about where it listens", {0});
     roll = roll_call::connect(who.master_addr, static_cast<std::uint16_t>(std::stoul(text.substr(0, space))), who.rank,
-                              who.world_size, text.substr(space + 1), options.connect_timeout);
+                              who.world_size, text.substr(space + 1), limit.left(), options.heartbeat_timeout);
   }
-  meeting everybody;
-  everybody.channel = "rondo/connect";
-  everybody.timeout = options.connect_timeout;
-  roll->meet_blocking(std::move(everybody));
+  meet_all(*roll, "rondo/connect", limit.left());
+  // Whoever comes to this store for another group must not read it.
+  if (who.rank == 0) store.deleteKey(meeting_point);
+  meet_all(*roll, "rondo/met", limit.left());
   return roll;
 }
 
@@ -172,11 +202,6 @@ c10::intrusive_ptr<c10d::Store> open_store(const launch& who, const group_option
   }
 }
 
-/// Ends before the group's timeout, so that there is time to find out who is missing.
-[[maybe_unused]] milliseconds backend_timeout(const group_options& options) {
-  return std::max(milliseconds(1), options.timeout - std::min(options.timeout / 4, milliseconds(2500)));
-}
-
 [[noreturn]] void cannot_find(const launch& who, const std::exception& e) {
   throw rank_error(fmt::format("rank {} has not found the other ranks: {}", who.rank, without_backtrace(e.what())), {});
 }
@@ -185,7 +210,7 @@ c10::intrusive_ptr<c10d::Store> open_store(const launch& who, const group_option
 
 c10::intrusive_ptr<c10d_backend> make_gloo(c10::intrusive_ptr<c10d::Store> store, const launch& who,
                                            const group_options& options) {
-  auto settings = c10d::ProcessGroupGloo::Options::create(backend_timeout(options));
+  auto settings = c10d::ProcessGroupGloo::Options::create(options.timeout);
   const char* interface = std::getenv("GLOO_SOCKET_IFNAME");
   const bool local = who.local_world_size == who.world_size && interface == nullptr;
   settings->devices.push_back(interface != nullptr ? c10d::ProcessGroupGloo::createDeviceForInterface(interface)
@@ -201,28 +226,71 @@ c10::intrusive_ptr<c10d_backend> make_backend(const c10::intrusive_ptr<c10d::Sto
                                               const group_options& options) {
 #ifdef RONDO_WITH_GLOO
   if (options.backend == "gloo") return make_gloo(store, who, options);
-  throw option_error("backend", options.backend, "gloo; any other one as an object (rondo/distributed/c10d.hpp)");
+  throw option_error(
+      "backend", options.backend,
+      "gloo; any other one (NCCL, MPI, …) as an object, see rondo::distributed::over in rondo/distributed/c10d.hpp");
 #else
   static_cast<void>(store);
   static_cast<void>(who);
-  throw option_error("backend", options.backend,
-                     "an object (rondo/distributed/c10d.hpp): this Rondo was built without Gloo's headers");
+  throw option_error(
+      "backend", options.backend,
+      "an object, see rondo::distributed::over in rondo/distributed/c10d.hpp: this Rondo was built without "
+      "Gloo; on Debian, install libgloo-dev and build it again");
 #endif
+}
+
+/// Backends wait for the others in their constructors, with limits of their own, and hear of nobody's death. So one is
+/// made on a thread that is left to itself when the ranks fail meanwhile, or the limit is over.
+c10::intrusive_ptr<c10d_backend> make_backend_in_time(roll_call& roll, const c10::intrusive_ptr<c10d::Store>& store,
+                                                      const launch& who, const group_options& options,
+                                                      const time_limit& limit) {
+  struct outcome {
+    std::mutex mutex;
+    std::condition_variable changed;
+    c10::intrusive_ptr<c10d_backend> made;
+    std::exception_ptr failed;
+  };
+  const auto result = std::make_shared<outcome>();
+  const auto failed = [result](std::exception_ptr why) {
+    const std::lock_guard lock(result->mutex);
+    if (!result->failed) result->failed = std::move(why);
+    result->changed.notify_all();
+  };
+  roll.on_failure(result.get(), failed);
+  std::thread([result, failed, store, who, options] {
+    try {
+      auto made = make_backend(store, who, options);
+      const std::lock_guard lock(result->mutex);
+      result->made = std::move(made);
+      result->changed.notify_all();
+    } catch (...) {
+      failed(std::current_exception());
+    }
+  }).detach();
+  std::unique_lock lock(result->mutex);
+  result->changed.wait_for(lock, limit.left(), [&] { return result->made || result->failed; });
+  const auto made = result->made;
+  const auto why = result->failed;
+  lock.unlock();
+  roll.forget(result.get());
+  if (made) return made;
+  if (why) std::rethrow_exception(why);
+  throw rank_error(fmt::format("rank {}: the ranks have met, but {} has not connected them within {} ms", who.rank,
+                               options.backend, options.connect_timeout.count()),
+                   {});
 }
 
 }  // namespace
 
 rendezvous meet_with_c10d(const launch& who, const group_options& options) {
+  const time_limit limit(options.connect_timeout);
   std::shared_ptr<roll_call> roll;
   try {
     const auto store = open_store(who, options);
-    roll = meet_at(*store, who, options);
-    auto tensors = std::make_shared<over_c10d>(make_backend(store, who, options));
+    roll = meet_at(*store, who, options, limit);
+    auto tensors = std::make_shared<over_c10d>(make_backend_in_time(*roll, store, who, options, limit));
     // Whoever keeps the store must not go before all have read it.
-    meeting everybody;
-    everybody.channel = "rondo/connected";
-    everybody.timeout = options.connect_timeout;
-    roll->meet_blocking(std::move(everybody));
+    meet_all(*roll, "rondo/connected", limit.left());
     return {std::move(roll), std::move(tensors)};
   } catch (const error& e) {
     if (roll) roll->leave(e.what(), {});
@@ -239,7 +307,8 @@ rank_group over(c10::intrusive_ptr<c10d_backend> backend, c10::intrusive_ptr<c10
     throw option_error("who", fmt::format("rank {} of {}", who.rank, who.world_size),
                        fmt::format("that of the backend, rank {} of {}", backend->getRank(), backend->getSize()));
   try {
-    return {meet_at(*store, who, options), std::make_shared<over_c10d>(std::move(backend)), who, options};
+    return {meet_at(*store, who, options, time_limit(options.connect_timeout)),
+            std::make_shared<over_c10d>(std::move(backend)), who, options};
   } catch (const error&) {
     throw;
   } catch (const std::exception& e) {
@@ -250,7 +319,10 @@ rank_group over(c10::intrusive_ptr<c10d_backend> backend, c10::intrusive_ptr<c10
 #else
 
 rendezvous meet_with_c10d(const launch&, const group_options&) {
-  throw option_error("world_size", "more than 1", "1: the LibTorch that this Rondo was built with has no c10d headers");
+  throw option_error(
+      "world_size", "more than 1",
+      "1: the LibTorch that this Rondo was built with has no headers of c10d, its distributed part; "
+      "Debian's libtorch-dev has them, as have the archives of pytorch.org, where USE_DISTRIBUTED is on");
 }
 
 #endif

@@ -23,7 +23,8 @@ using c10d_backend = c10d::ProcessGroup;
 /// A group whose tensors travel through `backend`, all of whose ranks are there; `store` is one that all of them share
 /// (a TCPStore or FileStore, say), in which Rondo uses keys that begin with "rondo/". `who.master_addr` is rank 0's
 /// machine; who.rank and who.world_size must be the backend's. Blocks until all ranks have met. Give it the timeout of
-/// `options`, better a little less, for only then is a hanging rank found in time. Throws as `rank_group::connect`.
+/// `options`: a rank that hangs within an operation is found when the backend gives up. Throws as
+/// `rank_group::connect`.
 [[nodiscard]] rank_group over(c10::intrusive_ptr<c10d_backend> backend, c10::intrusive_ptr<c10d::Store> store,
                               const launch& who, const group_options& options = {});
 

@@ -1,9 +1,13 @@
 #include "rondo/distributed/rank_group.hpp"
 
 #include <fmt/format.h>
+#include <signal.h>
 
+#include <asio/error.hpp>
+#include <asio/system_error.hpp>
 #include <asio/this_coro.hpp>
 #include <mutex>
+#include <string>
 #include <utility>
 
 #include "rondo/async/detail/homecoming.hpp"
@@ -12,18 +16,12 @@
 
 namespace rondo::distributed {
 
-namespace {
-
-// Those who are left after an operation on tensors has failed find out here who is missing.
-constexpr const char* inquest = "rondo/inquest";
-
-}  // namespace
-
-/// Over as soon as the backend or the group says so; keeps the tensors for the backend.
+/// Over as soon as the backend has finished or the group has failed; keeps the tensors for the backend. A backend knows
+/// that something broke, not who did, so what it says goes to the roll call, and the group's failure is what counts.
 class pending_operation::state : public std::enable_shared_from_this<state> {
  public:
-  state(std::shared_ptr<roll_call> roll, std::vector<at::Tensor> tensors, std::chrono::milliseconds patience)
-      : roll_(std::move(roll)), tensors_(std::move(tensors)), patience_(patience) {}
+  state(std::shared_ptr<roll_call> roll, std::vector<at::Tensor> tensors)
+      : roll_(std::move(roll)), tensors_(std::move(tensors)) {}
   ~state() {
     if (roll_) roll_->forget(this);
   }
@@ -33,10 +31,15 @@ class pending_operation::state : public std::enable_shared_from_this<state> {
   /// `start(finished)` begins the operation.
   template <class Start>
   void begin(Start start) {
-    synchronize_ =
-        start([self = shared_from_this()](std::exception_ptr failed) { self->finish(std::move(failed), false); });
+    roll_->operation_begins();
+    synchronize_ = start([self = shared_from_this()](const std::exception_ptr& failed) {
+      if (failed)
+        self->roll_->report(without_backtrace(message_of(failed)));
+      else
+        self->finish(nullptr);
+    });
     roll_->on_failure(this, [self = weak_from_this()](std::exception_ptr failed) {
-      if (const auto there = self.lock()) there->finish(std::move(failed), true);
+      if (const auto there = self.lock()) there->finish(std::move(failed));
     });
   }
 
@@ -56,48 +59,31 @@ class pending_operation::state : public std::enable_shared_from_this<state> {
     };
     co_await away.after(start);
     roll_->forget(this);
-    if (!failed_) {
-      if (synchronize_) synchronize_();
-      co_return;
-    }
-    if (group_failed_) std::rethrow_exception(failed_);
-    co_await find_the_missing();
+    if (failed_) std::rethrow_exception(failed_);
+    if (synchronize_) synchronize_();
   }
 
  private:
-  void finish(std::exception_ptr failed, bool by_group) {
+  void finish(std::exception_ptr failed) {
     std::shared_ptr<rondo::detail::homecoming> way;
     {
       const std::lock_guard lock(mutex_);
       if (over_) return;
       over_ = true;
       failed_ = std::move(failed);
-      group_failed_ = by_group;
       way = std::move(way_);
     }
+    roll_->operation_ends();
     if (way) way->call();
-  }
-
-  /// c10d knows that something broke, not who did: whoever is alive comes to a last meeting.
-  task<> find_the_missing() {
-    meeting last;
-    last.channel = inquest;
-    last.timeout = patience_;
-    co_await roll_->meet(std::move(last));
-    throw rank_error(
-        "an operation on tensors has failed, although all ranks are there: " + without_backtrace(message_of(failed_)),
-        {});
   }
 
   std::shared_ptr<roll_call> roll_;
   std::vector<at::Tensor> tensors_;
-  std::chrono::milliseconds patience_;
   tensor_backend::synchronize synchronize_;
   std::mutex mutex_;
   std::shared_ptr<rondo::detail::homecoming> way_;
   std::exception_ptr failed_;
   bool over_ = false;
-  bool group_failed_ = false;
 };
 
 task<> pending_operation::wait() { return state_->wait(); }
@@ -131,6 +117,11 @@ task<bool> says_yes(task<std::vector<std::string>> answer) {
   co_return all.at(0) == "1";
 }
 
+task<std::int64_t> number_of(task<std::vector<std::string>> answer) {
+  const auto all = co_await std::move(answer);
+  co_return std::stoll(all.at(0));
+}
+
 task<std::string> first_of(task<std::vector<std::string>> answer) {
   auto all = co_await std::move(answer);
   co_return std::move(all.at(0));
@@ -152,12 +143,50 @@ task<std::vector<at::Tensor>> result_of(pending_operation pending, std::vector<a
   co_return tensors;
 }
 
+// On rank 0, which the others wait for.
 task<std::string> merged(rank_group group, std::string mine, rank_group::joiner join) {
-  const auto all = co_await group.gather(std::move(mine));
-  std::string whole;
-  if (group.rank() == 0) whole = join(all);
-  auto told = co_await group.broadcast(std::move(whole));
+  std::vector<std::string> all;
+  try {
+    auto gathered = co_await group.gather(std::move(mine));
+    all = std::move(gathered);
+  } catch (const asio::system_error& e) {
+    if (e.code() == asio::error::operation_aborted) group.leave("a merge was cancelled on rank 0");
+    throw;
+  }
+  auto told = co_await group.broadcast(join(all));
   co_return told;
+}
+
+// On the other ranks. Both parts at once, so that none is missing if the answer is given up.
+task<std::vector<std::string>> give_and_meet(std::shared_ptr<roll_call> roll, meeting given, meeting met) {
+  roll->give(std::move(given));
+  auto answer = co_await roll->meet(std::move(met));
+  co_return answer;
+}
+
+/// SIGPIPE kills a process that writes to one that is gone.
+void survive_broken_pipes() {
+  struct sigaction now {};
+  if (::sigaction(SIGPIPE, nullptr, &now) != 0 || now.sa_handler != SIG_DFL) return;
+  now.sa_handler = SIG_IGN;
+  ::sigaction(SIGPIPE, &now, nullptr);
+}
+
+const char* name_of(reduce_op op) {
+  switch (op) {
+    case reduce_op::min:
+      return "min";
+    case reduce_op::max:
+      return "max";
+    case reduce_op::sum:
+      break;
+  }
+  return "sum";
+}
+
+// The same words on all ranks.
+std::string described(const std::string& call, const at::Tensor& tensor) {
+  return fmt::format("{} of {} {}", call, tensor.numel(), c10::toString(tensor.scalar_type()));
 }
 
 }  // namespace
@@ -168,11 +197,13 @@ rank_group::rank_group(std::shared_ptr<roll_call> roll, std::shared_ptr<tensor_b
                        group_options options)
     : roll_(std::move(roll)), tensors_(std::move(tensors)), who_(std::move(who)), options_(std::move(options)) {
   require_positive("timeout", options_.timeout);
+  if (roll_) survive_broken_pipes();
 }
 
 rank_group rank_group::connect(const launch& who, const group_options& options) {
   require_positive("timeout", options.timeout);
   require_positive("connect_timeout", options.connect_timeout);
+  require_positive("heartbeat_timeout", options.heartbeat_timeout);
   require_rank("rank", who.rank, who.world_size);
   if (who.world_size == 1) return {nullptr, nullptr, who, options};
   auto met = meet_with_c10d(who, options);
@@ -194,9 +225,16 @@ task<> rank_group::barrier(std::optional<std::chrono::milliseconds> timeout) con
 
 task<bool> rank_group::agree(bool mine) const {
   if (!roll_) return ready(mine);
-  auto part = part_of(meeting_kind::agree, channel_, options_.timeout);
+  auto part = part_of(meeting_kind::minimum, channel_, options_.timeout);
   part.mine = mine ? "1" : "0";
   return says_yes(roll_->meet(std::move(part)));
+}
+
+task<std::int64_t> rank_group::agree_minimum(std::int64_t mine) const {
+  if (!roll_) return ready(mine);
+  auto part = part_of(meeting_kind::minimum, channel_, options_.timeout);
+  part.mine = std::to_string(mine);
+  return number_of(roll_->meet(std::move(part)));
 }
 
 task<std::string> rank_group::broadcast(std::string mine, int root) const {
@@ -224,6 +262,10 @@ task<std::vector<std::string>> rank_group::gather(std::string mine, int root) co
   return roll_->meet(std::move(part));
 }
 
+void rank_group::require_same(std::string what) const {
+  if (roll_) roll_->announce(channel_ + "/require_same", std::move(what), options_.timeout);
+}
+
 bool rank_group::first_says(bool mine) const {
   if (!roll_) return mine;
   auto part = part_of(meeting_kind::broadcast, channel_ + "/first_says", options_.timeout);
@@ -232,7 +274,10 @@ bool rank_group::first_says(bool mine) const {
 }
 
 task<std::string> rank_group::merge(std::string mine, joiner join) const {
-  return merged(*this, std::move(mine), std::move(join));
+  if (rank() == 0) return merged(*this, std::move(mine), std::move(join));
+  auto part = part_of(meeting_kind::gather, channel_, options_.timeout);
+  part.mine = std::move(mine);
+  return first_of(give_and_meet(roll_, std::move(part), part_of(meeting_kind::broadcast, channel_, options_.timeout)));
 }
 
 std::string rank_group::merge_now(std::string mine, const joiner& join) const {
@@ -245,12 +290,20 @@ std::string rank_group::merge_now(std::string mine, const joiner& join) const {
   return roll_->meet_blocking(std::move(whole)).at(0);
 }
 
+template <class Start>
+pending_operation rank_group::begin(const std::string& what, std::vector<at::Tensor> tensors, Start start) const {
+  auto pending = std::make_shared<pending_operation::state>(roll_, std::move(tensors));
+  if (roll_) {
+    roll_->announce("tensors", what, options_.timeout);
+    pending->begin(std::move(start));
+  }
+  return pending_operation(std::move(pending));
+}
+
 pending_operation rank_group::start_all_reduce(at::Tensor tensor, reduce_op op) const {
   require_contiguous(tensor);
-  auto pending = std::make_shared<pending_operation::state>(roll_, std::vector{tensor}, last_patience());
-  if (roll_)
-    pending->begin([&](tensor_backend::finished then) { return tensors_->all_reduce(tensor, op, std::move(then)); });
-  return pending_operation(std::move(pending));
+  return begin(described(fmt::format("all_reduce({})", name_of(op)), tensor), {tensor},
+               [&](tensor_backend::finished then) { return tensors_->all_reduce(tensor, op, std::move(then)); });
 }
 
 task<> rank_group::all_reduce(at::Tensor tensor, reduce_op op) const {
@@ -260,10 +313,9 @@ task<> rank_group::all_reduce(at::Tensor tensor, reduce_op op) const {
 task<> rank_group::broadcast(at::Tensor tensor, int root) const {
   require_rank("root", root, world_size());
   require_contiguous(tensor);
-  auto pending = std::make_shared<pending_operation::state>(roll_, std::vector{tensor}, last_patience());
-  if (roll_)
-    pending->begin([&](tensor_backend::finished then) { return tensors_->broadcast(tensor, root, std::move(then)); });
-  return wait_for(pending_operation(std::move(pending)));
+  return wait_for(
+      begin(described(fmt::format("broadcast({})", root), tensor), {tensor},
+            [&](tensor_backend::finished then) { return tensors_->broadcast(tensor, root, std::move(then)); }));
 }
 
 task<std::vector<at::Tensor>> rank_group::all_gather(at::Tensor tensor) const {
@@ -273,13 +325,10 @@ task<std::vector<at::Tensor>> rank_group::all_gather(at::Tensor tensor) const {
   for (int i = 0; i < world_size(); ++i) all.push_back(at::empty_like(tensor));
   auto kept = all;
   kept.push_back(tensor);
-  auto pending = std::make_shared<pending_operation::state>(roll_, std::move(kept), last_patience());
-  pending->begin([&](tensor_backend::finished then) { return tensors_->all_gather(all, tensor, std::move(then)); });
-  return result_of(pending_operation(std::move(pending)), std::move(all));
-}
-
-std::chrono::milliseconds rank_group::last_patience() const {
-  return std::max(std::chrono::milliseconds(100), std::min(options_.timeout / 5, std::chrono::milliseconds(2000)));
+  auto pending = begin(described("all_gather", tensor), std::move(kept), [&](tensor_backend::finished then) {
+    return tensors_->all_gather(all, tensor, std::move(then));
+  });
+  return result_of(std::move(pending), std::move(all));
 }
 
 void rank_group::leave(const std::string& error) const noexcept {

@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -28,6 +29,9 @@ struct group_options {
   std::chrono::milliseconds connect_timeout = std::chrono::minutes(5);
   /// c10d's backend for tensors: "gloo".
   std::string backend = "gloo";
+  /// How long a rank may be silent that is connected: stopped by a signal or a debugger, its machine off, the network
+  /// gone. A thread of its own answers for it, so that being busy is not being silent. Positive.
+  std::chrono::milliseconds heartbeat_timeout = std::chrono::minutes(2);
 };
 
 /// How `all_reduce` joins tensors.
@@ -51,12 +55,14 @@ class pending_operation {
 /// order, and each completes when all have called it. A cheap handle; copies mean the same group.
 ///
 /// All operations are awaited on, and complete on, the caller's own thread, whose other coroutines go on meanwhile.
-/// A rank that is gone (killed, its machine down), that has left with an error, or that does not come within the
-/// timeout makes the operation fail on all ranks within the timeout, with a `rank_error` that names it; so do all later
-/// operations. Cancelling a wait gives up the answer, not the part of this rank.
+/// A rank that is gone (killed, its machine down), that has left with an error, that does not come within the timeout
+/// or comes with another operation makes the operation fail on all ranks, no later than a second after the timeout,
+/// with a `rank_error` that names it; so do all later operations. Cancelling a wait gives up the answer, not the part
+/// of this rank, so that the others get theirs.
 ///
 /// Tensors travel through c10d, everything else through connections of Rondo's own between rank 0 and the others (see
-/// docs/distributed.md). One thread uses a group at a time.
+/// docs/distributed.md). One thread uses a group at a time, and one coroutine each of its channels. From `connect` on
+/// SIGPIPE, which the death of another rank would raise, is ignored unless the program has a handler for it.
 class rank_group {
  public:
   /// A single process: rank 0 of 1. Every operation completes at once.
@@ -85,6 +91,8 @@ class rank_group {
   [[nodiscard]] task<> barrier(std::optional<std::chrono::milliseconds> timeout = std::nullopt) const;
   /// Whether all say true.
   [[nodiscard]] task<bool> agree(bool mine) const;
+  /// The smallest number that one of them says.
+  [[nodiscard]] task<std::int64_t> agree_minimum(std::int64_t mine) const;
   /// What rank `root` has given; the others' is ignored.
   [[nodiscard]] task<std::string> broadcast(std::string mine, int root = 0) const;
   /// What all have given, by rank.
@@ -95,8 +103,12 @@ class rank_group {
   /// Makes one text of those of all ranks, by rank.
   using joiner = std::function<std::string(const std::vector<std::string>& all)>;
   /// What `join`, which runs on rank 0, makes of what all have given, on all ranks: for what would be much if every
-  /// rank got every other's.
+  /// rank got every other's. Cancelling it on rank 0, without which there is no answer for anybody, ends the group.
   [[nodiscard]] task<std::string> merge(std::string mine, joiner join) const;
+
+  /// Says what this rank is about to do, in words that are the same on all ranks, in the order of the calls of this
+  /// channel; returns at once. If another rank says something else, or nothing within the timeout, the group fails.
+  void require_same(std::string what) const;
 
   // These block the thread, for questions that cannot be awaited; they throw as the others.
 
@@ -105,7 +117,8 @@ class rank_group {
   /// As `merge`.
   [[nodiscard]] std::string merge_now(std::string mine, const joiner& join) const;
 
-  // For tensors of the same shape and dtype on every rank, contiguous, on the backend's device.
+  // For tensors of the same shape and dtype on every rank, contiguous, on the backend's device; in the same order on
+  // all ranks, whatever the channel.
 
   /// Joins the tensors of all ranks into each of them, in place.
   [[nodiscard]] task<> all_reduce(at::Tensor tensor, reduce_op op = reduce_op::sum) const;
@@ -122,7 +135,8 @@ class rank_group {
   void leave(const std::string& error = "") const noexcept;
 
  private:
-  [[nodiscard]] std::chrono::milliseconds last_patience() const;
+  template <class Start>
+  [[nodiscard]] pending_operation begin(const std::string& what, std::vector<at::Tensor> tensors, Start start) const;
 
   std::shared_ptr<roll_call> roll_;          // null for a single process
   std::shared_ptr<tensor_backend> tensors_;  // null for a single process

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -15,9 +16,11 @@
 #include <asio/this_coro.hpp>
 #include <asio/write.hpp>
 #include <atomic>
+#include <charconv>
 #include <cstring>
 #include <deque>
 #include <future>
+#include <limits>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -37,17 +40,21 @@ using tcp = asio::ip::tcp;
 using clock = std::chrono::steady_clock;
 using milliseconds = std::chrono::milliseconds;
 
-// A larger message comes from somebody who is no rank.
+// A larger message comes from somebody who is no rank, and before it has said who it is, a much smaller one.
 constexpr std::uint64_t largest_message = std::uint64_t{1} << 32;
+constexpr std::uint64_t largest_hello = 4096;
 // What a rank waits longer than rank 0, whose word comes in time if it comes at all.
 constexpr milliseconds longest_margin{500};
 constexpr milliseconds connect_interval{50};
 constexpr std::int64_t most_ranks = 1 << 20;
 constexpr milliseconds flush_time{2000};
+// How long ranks have to answer when something has failed; rank 0 itself a little longer.
+constexpr milliseconds answer_time{600};
+constexpr milliseconds answer_time_of_first{900};
 
 // ---- messages ------------------------------------------------------------------------------------------------------
 
-enum class message_kind : std::uint8_t { hello, part, answer, failure, goodbye };
+enum class message_kind : std::uint8_t { hello, part, answer, failure, goodbye, trouble, question, here };
 
 /// Numbers are little-endian, texts carry their length.
 class message_writer {
@@ -185,7 +192,8 @@ failure_message decode_failure(message_reader& from) {
 }
 
 std::string name_of(meeting_kind kind) {
-  static constexpr std::array<const char*, 5> names = {"barrier", "agree", "broadcast", "all_gather", "gather"};
+  static constexpr std::array<const char*, 6> names = {"barrier",    "agree",  "broadcast",
+                                                       "all_gather", "gather", "announcement"};
   const auto index = static_cast<std::size_t>(kind);
   return index < names.size() ? names[index] : "something unknown";
 }
@@ -195,6 +203,67 @@ std::string name_of(const std::vector<int>& ranks) {
 }
 
 std::string place_of(const std::string& channel) { return channel.empty() ? "" : fmt::format(" of '{}'", channel); }
+
+std::string in_seconds(clock::duration time) {
+  return fmt::format("{:.3g} s", std::chrono::duration<double>(time).count());
+}
+
+std::string name_of_this_machine() {
+  std::array<char, 256> name{};
+  return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "a machine without a name";
+}
+
+std::int64_t number_in(const std::string& text) {
+  std::int64_t number = 0;
+  const auto [end, failed] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (failed != std::errc() || end != text.data() + text.size()) throw error("a number was expected");
+  return number;
+}
+
+/// When others were heard of last. While this process itself was stopped nobody could be heard, so that time does not
+/// count.
+class silence_watch {
+ public:
+  silence_watch(asio::io_context& events, milliseconds limit, std::size_t others)
+      : timer_(events), limit_(limit), heard_(others, clock::now()) {}
+
+  void heard(std::size_t other) { heard_[other] = clock::now(); }
+  [[nodiscard]] bool heard_since(std::size_t other, clock::time_point then) const { return heard_[other] >= then; }
+
+  /// Calls `ask()` again and again, and `silent(other)` for whoever has not been heard within the limit.
+  void start(std::function<void()> ask, std::function<void(std::size_t)> silent) {
+    ask_ = std::move(ask);
+    silent_ = std::move(silent);
+    wait();
+  }
+  void stop() {
+    stopped_ = true;
+    timer_.cancel();
+  }
+
+ private:
+  void wait() {
+    if (stopped_) return;
+    const auto interval = limit_ / 4;
+    timer_.expires_after(interval);
+    timer_.async_wait([this, interval, begun = clock::now()](const asio::error_code& cancelled) {
+      if (cancelled) return;
+      const auto now = clock::now();
+      if (now - begun > 2 * interval) std::ranges::fill(heard_, now);
+      for (std::size_t i = 0; i < heard_.size(); ++i)
+        if (now - heard_[i] > limit_) silent_(i);
+      ask_();
+      wait();
+    });
+  }
+
+  asio::steady_timer timer_;
+  milliseconds limit_;
+  std::vector<clock::time_point> heard_;
+  std::function<void()> ask_;
+  std::function<void(std::size_t)> silent_;
+  bool stopped_ = false;
+};
 
 // ---- a connection --------------------------------------------------------------------------------------------------
 
@@ -215,9 +284,11 @@ class connection : public std::enable_shared_from_this<connection> {
     end_ = std::move(end);
     read();
   }
+  /// From somebody who has said who it is.
   void listen_to(receiver receive, ending end) {
     receive_ = std::move(receive);
     end_ = std::move(end);
+    largest_ = largest_message;
   }
 
   void send(std::string message) {
@@ -260,7 +331,7 @@ class connection : public std::enable_shared_from_this<connection> {
                        if (failed) return self->ended(failed.message());
                        std::uint64_t size = 0;
                        for (std::size_t i = 8; i-- > 0;) size = size << 8 | static_cast<unsigned char>(self->head_[i]);
-                       if (size > largest_message)
+                       if (size > self->largest_)
                          return self->ended(fmt::format("it announced a message of {} bytes", size));
                        self->body_.resize(static_cast<std::size_t>(size));
                        self->read_body();
@@ -311,6 +382,7 @@ class connection : public std::enable_shared_from_this<connection> {
   std::vector<std::function<void()>> flushed_;
   receiver receive_;
   ending end_;
+  std::uint64_t largest_ = largest_hello;
   bool closed_ = false;
 };
 
@@ -320,19 +392,30 @@ class connection : public std::enable_shared_from_this<connection> {
 class hub {
  public:
   /// Rank 0 itself has no connection: what it is told goes to `to_self`.
-  hub(asio::io_context& events, int world_size, std::string token, std::function<void(const std::string&)> to_self)
+  hub(asio::io_context& events, int world_size, std::string token, milliseconds silence,
+      std::function<void(const std::string&)> to_self, std::function<bool()> within_operation)
       : acceptor_(open_acceptor(events)),
         token_(std::move(token)),
         to_self_(std::move(to_self)),
-        ranks_(static_cast<std::size_t>(world_size)) {
+        within_operation_(std::move(within_operation)),
+        ranks_(static_cast<std::size_t>(world_size)),
+        watch_(events, silence, ranks_.size()),
+        inquest_end_(events) {
     accept();
+    watch_.start([this] { question_all(); }, [this, silence](std::size_t rank) { silent(rank, silence); });
   }
 
   [[nodiscard]] std::uint16_t port() const { return acceptor_.local_endpoint().port(); }
 
   void receive(int rank, const std::string& message) {
+    watch_.heard(static_cast<std::size_t>(rank));
     message_reader from(message);
     switch (static_cast<message_kind>(from.byte())) {
+      case message_kind::here:
+        ranks_[static_cast<std::size_t>(rank)].within_operation = from.byte() != 0;
+        return conclude_if_all_answer();
+      case message_kind::trouble:
+        return trouble(rank, from.text());
       case message_kind::part:
         return take_part(rank, decode_part(from));
       case message_kind::goodbye:
@@ -364,6 +447,8 @@ class hub {
   void close() {
     asio::error_code ignored;
     acceptor_.close(ignored);
+    watch_.stop();
+    inquest_end_.cancel();
     for (auto& rank : ranks_)
       if (rank.line) rank.line->close();
     meetings_.clear();
@@ -372,14 +457,30 @@ class hub {
  private:
   struct rank_state {
     std::shared_ptr<connection> line;
+    std::string host;
     bool left = false;
+    bool within_operation = false;  ///< on tensors, when it was asked last
+  };
+
+  /// Something has gone wrong, and all are asked whether they are there.
+  struct inquest {
+    std::string why;
+    clock::time_point asked;
+    std::optional<meeting_id> missed;  ///< by `missing`; otherwise an operation on tensors has failed
+    std::vector<int> missing;
   };
 
   struct open_meeting {
     open_meeting(const executor& events, const part_message& first, std::size_t world_size)
-        : kind(first.kind), root(first.root), parts(world_size), deadline(events) {}
+        : kind(first.kind),
+          root(first.root),
+          announced(first.kind == meeting_kind::same ? first.mine : ""),
+          parts(world_size),
+          deadline(events) {}
     meeting_kind kind;
     int root;
+    std::string announced;
+    clock::time_point begun = clock::now();
     std::vector<std::optional<std::string>> parts;
     std::size_t here = 0;
     clock::time_point due = clock::time_point::max();
@@ -408,35 +509,59 @@ class hub {
                 [](const std::string&) {});
   }
 
-  /// Whoever does not know the token, or is nobody who is expected, is turned away without a word.
+  /// Whoever does not know the token is turned away without a word.
   void introduce(const std::shared_ptr<connection>& line, const std::string& message) {
     message_reader from(message);
     const bool hello = static_cast<message_kind>(from.byte()) == message_kind::hello && from.text() == token_;
-    const auto rank = hello ? from.number() : 0;
-    const bool expected = hello && rank > 0 && rank < static_cast<std::int64_t>(ranks_.size());
-    if (!expected || ranks_[static_cast<std::size_t>(rank)].line) {
-      line->close();
-      return;
-    }
+    if (!hello) return line->close();
+    const auto rank = from.number();
+    const auto world_size = from.number();
+    auto host = from.text();
+    const auto expected = static_cast<std::int64_t>(ranks_.size());
+    if (world_size != expected || rank <= 0 || rank >= expected)
+      return turn_away(line,
+                       fmt::format("rank {} on '{}' says that there are {} ranks, rank 0 that there are {}; "
+                                   "WORLD_SIZE must be the same for all",
+                                   rank, host, world_size, expected),
+                       {static_cast<int>(rank)});
+    auto& one = ranks_[static_cast<std::size_t>(rank)];
+    if (one.line)
+      return turn_away(line,
+                       fmt::format("rank {} is there already, on '{}': a second process, on '{}', has the same "
+                                   "RANK",
+                                   rank, one.host, host),
+                       {static_cast<int>(rank)});
     const auto number = static_cast<int>(rank);
-    ranks_[static_cast<std::size_t>(rank)].line = line;
+    one.line = line;
+    one.host = std::move(host);
+    watch_.heard(static_cast<std::size_t>(rank));
     line->listen_to([this, number](const std::string& m) { receive(number, m); },
                     [this, number](const std::string& why) { lost(number, why); });
     if (failure_) line->send(encode(*failure_));
   }
 
+  static void turn_away(const std::shared_ptr<connection>& line, std::string why, std::vector<int> ranks) {
+    line->listen_to([](const std::string&) {}, [](const std::string&) {});
+    line->send(encode(failure_message{std::move(why), std::move(ranks)}));
+    line->when_flushed([line] { line->close(); });
+  }
+
   void take_part(int rank, part_message part) {
     if (failure_) return;  // it knows, or is about to
-    if (const auto gone = those_who_left(); !gone.empty())
-      return fail(
-          {fmt::format("{} left before the {}{}", name_of(gone), name_of(part.kind), place_of(part.id.first)), gone});
     auto& open = meetings_.try_emplace(part.id, acceptor_.get_executor(), part, ranks_.size()).first->second;
-    if (open.kind != part.kind || open.root != part.root)
-      return fail(
-          {fmt::format("ranks do different things{}: rank {} calls {}({}) where others call {}({}); all ranks "
-                       "must call the same operations in the same order",
-                       place_of(part.id.first), rank, name_of(part.kind), part.root, name_of(open.kind), open.root),
-           {rank}});
+    // Whoever has left may have been there before.
+    auto gone = those_who_left();
+    std::erase_if(gone, [&](int one) { return open.parts[static_cast<std::size_t>(one)].has_value(); });
+    if (!gone.empty())
+      return fail({fmt::format("{} left before {}", name_of(gone), description_of(open, part.id)), gone});
+    if (open.kind != part.kind || open.root != part.root ||
+        (part.kind == meeting_kind::same && open.announced != part.mine)) {
+      const open_meeting other(acceptor_.get_executor(), part, ranks_.size());
+      return fail({fmt::format("ranks do different things: rank {} calls {} where others call {}; all ranks must call "
+                               "the same operations in the same order",
+                               rank, description_of(other, part.id), description_of(open, part.id)),
+                   {rank}});
+    }
     auto& mine = open.parts[static_cast<std::size_t>(rank)];
     if (mine) return;
     mine = std::move(part.mine);
@@ -461,19 +586,133 @@ class hub {
     std::vector<int> missing;
     for (std::size_t rank = 0; rank < ranks_.size(); ++rank)
       if (!found->second.parts[rank]) missing.push_back(static_cast<int>(rank));
-    fail({fmt::format("{} did not come to the {}{} in time; hanging, stopped, or busy with something longer than the "
-                      "timeout",
-                      name_of(missing), name_of(found->second.kind), place_of(id.first)),
-          missing});
+    hold_inquest({fmt::format("did not come to {} within {}", description_of(found->second, id),
+                              in_seconds(clock::now() - found->second.begun)),
+                  clock::now(), id, std::move(missing)});
+  }
+
+  static std::string description_of(const open_meeting& open, const meeting_id& id) {
+    if (open.kind == meeting_kind::same) return open.announced;
+    const bool rooted = open.kind == meeting_kind::broadcast || open.kind == meeting_kind::gather;
+    return fmt::format("the {}{}{}", name_of(open.kind), rooted ? fmt::format("({})", open.root) : "",
+                       place_of(id.first));
+  }
+
+  /// Where they are, if all are not on one machine.
+  [[nodiscard]] std::string hosts_of(const std::vector<int>& named) const {
+    std::vector<std::string> places;
+    for (const int rank : named) {
+      const auto& host = ranks_[static_cast<std::size_t>(rank)].host;
+      if (!host.empty() && host != here_) places.push_back(fmt::format("rank {} is on '{}'", rank, host));
+    }
+    return places.empty() ? "" : fmt::format("; {}", fmt::join(places, ", "));
+  }
+
+  // ---- who answers ----
+
+  void question_all() {
+    ranks_[0].within_operation = within_operation_();
+    const auto question = message_writer(message_kind::question).take();
+    for (const auto& rank : ranks_)
+      if (rank.line && !rank.left) rank.line->send(question);
+    watch_.heard(0);
+  }
+
+  void silent(std::size_t rank, milliseconds limit) {
+    const int number = static_cast<int>(rank);
+    if (ranks_[rank].left || !ranks_[rank].line) return;
+    fail({fmt::format("rank {} has been silent for {}: stopped, or its machine is down or not reached any more{}",
+                      number, in_seconds(limit), hosts_of({number})),
+          {number}});
+  }
+
+  void trouble(int rank, const std::string& why) {
+    hold_inquest({fmt::format("rank {}: {}", rank, why), clock::now(), std::nullopt, {}});
+  }
+
+  void hold_inquest(inquest about) {
+    if (failure_) return;
+    if (inquest_) {
+      // Those who miss somebody may still get him; an operation that has failed stays so.
+      if (inquest_->missed && !about.missed) *inquest_ = inquest{about.why, inquest_->asked, std::nullopt, {}};
+      return;
+    }
+    inquest_ = std::move(about);
+    question_all();
+    wait_for_answers();
+    conclude_if_all_answer();
+  }
+
+  void wait_for_answers() {
+    const auto until = clock::now() + answer_time;
+    inquest_end_.expires_at(until);
+    inquest_end_.async_wait([this, until](const asio::error_code& cancelled) {
+      if (cancelled) return;
+      // This process itself was stopped meanwhile, and has not read the answers yet.
+      if (clock::now() - until > answer_time) return wait_for_answers();
+      conclude();
+    });
+  }
+
+  [[nodiscard]] std::vector<int> those_without_answer_to(const inquest& about) const {
+    std::vector<int> quiet;
+    for (std::size_t rank = 1; rank < ranks_.size(); ++rank)
+      if (!ranks_[rank].left && ranks_[rank].line && !watch_.heard_since(rank, about.asked))
+        quiet.push_back(static_cast<int>(rank));
+    return quiet;
+  }
+
+  void conclude_if_all_answer() {
+    if (inquest_ && !failure_ && those_without_answer_to(*inquest_).empty()) conclude();
+  }
+
+  void conclude() {
+    if (failure_ || !inquest_) return;
+    const inquest about = *std::exchange(inquest_, std::nullopt);
+    inquest_end_.cancel();
+    if (about.missed && !meetings_.contains(*about.missed)) return look_for_the_late();  // they have come after all
+    if (const auto gone = those_who_left(); !about.missed && !gone.empty())
+      return fail({fmt::format("{} left before an operation on tensors ({})", name_of(gone), about.why), gone});
+    if (const auto quiet = those_without_answer_to(about); !quiet.empty())
+      return fail({fmt::format("{} {} not answer: stopped, or {} machine is down or not reached any more{} ({} {})",
+                               name_of(quiet), quiet.size() == 1 ? "does" : "do", quiet.size() == 1 ? "its" : "their",
+                               hosts_of(quiet),
+                               about.missed ? name_of(about.missing) : "an operation on tensors failed;", about.why),
+                   quiet});
+    if (!about.missed)
+      return fail({fmt::format("an operation on tensors has failed, although all ranks are there: {}", about.why), {}});
+    const auto blamed = those_to_blame(about);
+    fail({fmt::format("{} {}; hanging, or busy with something longer than the timeout{}", name_of(blamed), about.why,
+                      hosts_of(blamed)),
+          blamed});
+  }
+
+  void look_for_the_late() {
+    const auto now = clock::now();
+    const auto found = std::ranges::find_if(meetings_, [&](const auto& open) { return open.second.due <= now; });
+    if (found != meetings_.end()) late(meeting_id(found->first));
+  }
+
+  /// Of those who are missing the ones that do not wait for others themselves.
+  [[nodiscard]] std::vector<int> those_to_blame(const inquest& about) const {
+    auto blamed = about.missing;
+    std::erase_if(blamed, [&](int one) {
+      const auto rank = static_cast<std::size_t>(one);
+      return ranks_[rank].within_operation ||
+             std::ranges::any_of(meetings_, [&](const auto& open) { return open.second.parts[rank].has_value(); });
+    });
+    return blamed.empty() ? about.missing : blamed;
   }
 
   void complete(const meeting_id& id) {
     const auto open = meetings_.extract(id);
     const auto& m = open.mapped();
+    if (m.kind == meeting_kind::same) return;  // nobody waits for an answer
     answer_message answer{id, {}};
-    if (m.kind == meeting_kind::agree) {
-      const bool all = std::ranges::all_of(m.parts, [](const auto& part) { return *part == "1"; });
-      answer.all.emplace_back(all ? "1" : "0");
+    if (m.kind == meeting_kind::minimum) {
+      auto smallest = std::numeric_limits<std::int64_t>::max();
+      for (const auto& part : m.parts) smallest = std::min(smallest, number_in(*part));
+      answer.all.push_back(std::to_string(smallest));
     } else if (m.kind == meeting_kind::broadcast) {
       answer.all.push_back(*m.parts.at(static_cast<std::size_t>(m.root)));
     }
@@ -481,6 +720,10 @@ class hub {
     if (m.kind == meeting_kind::all_gather || m.kind == meeting_kind::gather)
       for (const auto& part : m.parts) answer.all.push_back(*part);
     const auto everything = encode(answer);
+    if (everything.size() > largest_message)
+      return fail({fmt::format("what all ranks bring to {} has {} bytes; at most {} can be sent", description_of(m, id),
+                               everything.size(), largest_message),
+                   {}});
     for (std::size_t rank = 0; rank < ranks_.size(); ++rank) {
       const bool wants_all = m.kind == meeting_kind::all_gather || static_cast<int>(rank) == m.root;
       tell(static_cast<int>(rank), wants_all ? everything : same_for_all);
@@ -490,8 +733,8 @@ class hub {
   void lost(int rank, const std::string& why) {
     auto& one = ranks_[static_cast<std::size_t>(rank)];
     if (!one.left)
-      fail({fmt::format("rank {} is gone without a word (connection: {}); killed, crashed, or its machine is down",
-                        rank, why),
+      fail({fmt::format("rank {} is gone without a word (connection: {}); killed, crashed, or its machine is down{}",
+                        rank, why, hosts_of({rank})),
             {rank}});
     one.left = true;
     tell_if_alone();
@@ -503,9 +746,7 @@ class hub {
     const auto missed = std::ranges::find_if(
         meetings_, [&](const auto& meeting) { return !meeting.second.parts[static_cast<std::size_t>(rank)]; });
     if (!failure_ && missed != meetings_.end())
-      fail({fmt::format("rank {} left before the {}{}", rank, name_of(missed->second.kind),
-                        place_of(missed->first.first)),
-            {rank}});
+      fail({fmt::format("rank {} left before {}", rank, description_of(missed->second, missed->first)), {rank}});
     tell_if_alone();
   }
 
@@ -542,8 +783,13 @@ class hub {
   tcp::acceptor acceptor_;
   std::string token_;
   std::function<void(const std::string&)> to_self_;
+  std::function<bool()> within_operation_;  // rank 0
+  const std::string here_ = name_of_this_machine();
   std::vector<rank_state> ranks_;
+  silence_watch watch_;
   std::map<meeting_id, open_meeting> meetings_;
+  std::optional<inquest> inquest_;
+  asio::steady_timer inquest_end_;
   std::optional<failure_message> failure_;
   std::function<void()> alone_;
 };
@@ -554,8 +800,14 @@ using answer_receiver = std::function<void(std::exception_ptr, std::vector<std::
 
 class member final : public roll_call {
  public:
-  member(int rank, int world_size, std::string token)
-      : rank_(rank), world_size_(world_size), token_(std::move(token)), work_(asio::make_work_guard(events_)) {}
+  member(int rank, int world_size, std::string token, milliseconds silence)
+      : rank_(rank),
+        world_size_(world_size),
+        token_(std::move(token)),
+        silence_(silence),
+        work_(asio::make_work_guard(events_)),
+        watch_(events_, silence, 1),
+        inquest_(events_) {}
 
   ~member() override {
     leave("", milliseconds(0));
@@ -565,7 +817,9 @@ class member final : public roll_call {
   }
 
   void listen() {
-    hub_ = std::make_unique<hub>(events_, world_size_, token_, [this](const std::string& message) { hear(message); });
+    hub_ = std::make_unique<hub>(
+        events_, world_size_, token_, silence_, [this](const std::string& message) { hear(message); },
+        [this] { return operations_ > 0; });
     port_ = hub_->port();
     run();
   }
@@ -574,7 +828,7 @@ class member final : public roll_call {
     const auto until = clock::now() + timeout;
     tcp::socket socket(events_);
     std::string why;
-    while (!try_to_connect(socket, host, port, why)) {
+    while (!try_to_connect(socket, host, port, until, why)) {
       if (clock::now() + connect_interval > until)
         throw rank_error(
             fmt::format("rank {} does not reach rank 0 at {}:{}: {}; MASTER_ADDR must be an address of rank 0's "
@@ -585,9 +839,23 @@ class member final : public roll_call {
     }
     port_ = port;
     line_ = std::make_shared<connection>(std::move(socket));
-    line_->start([this](const std::string& message) { hear(message); },
-                 [this](const std::string& reason) { hub_lost(reason); });
-    line_->send(message_writer(message_kind::hello).text(token_).number(rank_).take());
+    const auto receive = [this](const std::string& message) { hear(message); };
+    const auto end = [this](const std::string& reason) { hub_lost(reason); };
+    line_->listen_to(receive, end);
+    line_->start(receive, end);
+    line_->send(message_writer(message_kind::hello)
+                    .text(token_)
+                    .number(rank_)
+                    .number(world_size_)
+                    .text(name_of_this_machine())
+                    .take());
+    watch_.start([] {},
+                 [this](std::size_t) {
+                   fail({fmt::format("rank 0 has been silent for {}: stopped, or its machine is down or not reached "
+                                     "any more",
+                                     in_seconds(silence_)),
+                         {0}});
+                 });
     run();
   }
 
@@ -597,11 +865,13 @@ class member final : public roll_call {
     const executor home = co_await asio::this_coro::executor;
     rondo::detail::absence away(home);
     const auto answer = std::make_shared<outcome_of_meeting>();
-    begin(std::move(part), [answer, way = away.way()](std::exception_ptr failed, std::vector<std::string> all) {
+    const auto awaited = std::make_shared<const bool>();  // ends with this frame
+    const auto receive = [answer, way = away.way()](std::exception_ptr failed, std::vector<std::string> all) {
       answer->failed = std::move(failed);
       answer->all = std::move(all);
       way->call();
-    });
+    };
+    begin(std::move(part), receive, awaited);
     co_await park(away.rest());
     if (answer->failed) std::rethrow_exception(answer->failed);
     co_return std::move(answer->all);
@@ -617,6 +887,29 @@ class member final : public roll_call {
         promise->set_value(std::move(all));
     });
     return future.get();
+  }
+
+  void give(meeting part) override {
+    begin(std::move(part), [](const std::exception_ptr&, const std::vector<std::string>&) {});
+  }
+
+  void announce(std::string channel, std::string what, milliseconds timeout) override {
+    asio::post(events_, [this, channel = std::move(channel), what = std::move(what), timeout]() mutable {
+      if (failed_ || gone_) return;
+      const auto number = next_number_[channel]++;
+      tell_hub({{std::move(channel), number}, meeting_kind::same, 0, timeout, std::move(what)});
+    });
+  }
+
+  void operation_begins() noexcept override { ++operations_; }
+  void operation_ends() noexcept override { --operations_; }
+
+  void report(std::string why) override {
+    asio::post(events_, [this, why = std::move(why)] {
+      if (failed_ || gone_) return;
+      send_to_hub(message_writer(message_kind::trouble).text(why).take());
+      wait_for_conclusion();
+    });
   }
 
   void on_failure(const void* key, std::function<void(std::exception_ptr)> tell) override {
@@ -660,8 +953,10 @@ class member final : public roll_call {
   };
 
   struct waiting {
-    waiting(asio::io_context& events, answer_receiver then) : receive(std::move(then)), deadline(events) {}
+    waiting(asio::io_context& events, answer_receiver then, std::weak_ptr<const bool> by)
+        : receive(std::move(then)), awaited(std::move(by)), deadline(events) {}
     answer_receiver receive;
+    std::weak_ptr<const bool> awaited;  // by a coroutine, as long as there is something
     asio::steady_timer deadline;
   };
 
@@ -669,31 +964,60 @@ class member final : public roll_call {
     thread_ = rondo::detail::quiet_thread([this] { events_.run(); });
   }
 
-  bool try_to_connect(tcp::socket& socket, const std::string& host, std::uint16_t port, std::string& why) {
+  // The event loop does not run yet.
+  bool try_to_connect(tcp::socket& socket, const std::string& host, std::uint16_t port, clock::time_point until,
+                      std::string& why) {
     asio::error_code failed;
     tcp::resolver resolver(events_);
     const auto places = resolver.resolve(host, std::to_string(port), failed);
-    if (!failed) asio::connect(socket, places, failed);
+    if (!failed) {
+      bool done = false;
+      asio::async_connect(socket, places, [&](const asio::error_code& result, const auto&) {
+        failed = result;
+        done = true;
+      });
+      while (!done && clock::now() < until) events_.run_one_until(until);
+      if (!done) {
+        asio::error_code ignored;
+        socket.close(ignored);
+        while (!done) events_.run_one();
+        failed = asio::error::timed_out;
+      }
+    }
     why = failed.message();
     return !failed;
   }
 
   // ---- any thread ----
 
-  void begin(meeting part, answer_receiver then) {
-    asio::post(events_, [this, part = std::move(part), then = std::move(then)]() mutable {
-      take_part(std::move(part), std::move(then));
+  void begin(meeting part, answer_receiver then, std::weak_ptr<const bool> awaited = {}) {
+    asio::post(events_, [this, part = std::move(part), then = std::move(then), awaited = std::move(awaited)]() mutable {
+      take_part(std::move(part), std::move(then), std::move(awaited));
     });
   }
 
   // ---- the thread of the connection ----
 
-  void take_part(meeting part, answer_receiver then) {
+  void take_part(meeting part, answer_receiver then, std::weak_ptr<const bool> awaited) {
     if (failed_) return then(failed_, {});
-    if (left_) return then(std::make_exception_ptr(rank_error("this rank has left the group", {rank_})), {});
+    if (in_use(part.channel))
+      return then(
+          std::make_exception_ptr(error(fmt::format(
+              "rank {}: the {}{} was called while another coroutine waits for one{}; the order of the two "
+              "could differ between ranks: give each coroutine a channel of its own, or call one after the other",
+              rank_, name_of(part.kind), place_of(part.channel), place_of(part.channel)))),
+          {});
+    if (gone_) return then(std::make_exception_ptr(rank_error("this rank has left the group", {rank_})), {});
+    if (part.mine.size() > largest_message - largest_hello) {
+      const auto why = fmt::format("it brings {} bytes to the {}{}; at most {} can be sent", part.mine.size(),
+                                   name_of(part.kind), place_of(part.channel), largest_message - largest_hello);
+      send_to_hub(message_writer(message_kind::goodbye).text(why).take());
+      return then(std::make_exception_ptr(rank_error(why, {rank_})), {});
+    }
     const meeting_id id{part.channel, next_number_[part.channel]++};
-    auto& mine = waiting_.try_emplace(id, events_, std::move(then)).first->second;
-    mine.deadline.expires_after(part.timeout);
+    auto& mine = waiting_.try_emplace(id, events_, std::move(then), std::move(awaited)).first->second;
+    // Rank 0, which knows who is missing, speaks first.
+    mine.deadline.expires_after(part.timeout + answer_time_of_first);
     mine.deadline.async_wait([this, id](const asio::error_code& cancelled) {
       if (!cancelled && waiting_.contains(id))
         fail({"rank 0, which must answer, is silent: hanging, stopped, or not reached any more", {0}});
@@ -701,16 +1025,39 @@ class member final : public roll_call {
     tell_hub({id, part.kind, part.root, part.timeout, std::move(part.mine)});
   }
 
-  void tell_hub(const part_message& part) {
+  // By a coroutine that waits.
+  [[nodiscard]] bool in_use(const std::string& channel) const {
+    for (auto one = waiting_.lower_bound({channel, 0}); one != waiting_.end() && one->first.first == channel; ++one)
+      if (!one->second.awaited.expired()) return true;
+    return false;
+  }
+
+  void tell_hub(const part_message& part) { send_to_hub(encode(part)); }
+
+  void send_to_hub(std::string message) {
     if (hub_)
-      hub_->receive(0, encode(part));
+      hub_->receive(0, message);
     else
-      line_->send(encode(part));
+      line_->send(std::move(message));
+  }
+
+  void wait_for_conclusion() {
+    if (hub_) return;
+    const auto until = clock::now() + answer_time_of_first;
+    inquest_.expires_at(until);
+    inquest_.async_wait([this, until](const asio::error_code& cancelled) {
+      if (cancelled || failed_) return;
+      if (clock::now() - until > answer_time) return wait_for_conclusion();
+      fail({"rank 0, which must answer, is silent: hanging, stopped, or not reached any more", {0}});
+    });
   }
 
   void hear(const std::string& message) {
+    watch_.heard(0);
     message_reader from(message);
     switch (static_cast<message_kind>(from.byte())) {
+      case message_kind::question:
+        return send_to_hub(message_writer(message_kind::here).byte(operations_ > 0 ? 1 : 0).take());
       case message_kind::answer:
         return hear_answer(decode_answer(from));
       case message_kind::failure:
@@ -745,6 +1092,7 @@ class member final : public roll_call {
   }
 
   void say_goodbye(const std::string& reason, const std::function<void()>& then) {
+    gone_ = true;
     const auto message = message_writer(message_kind::goodbye).text(reason).take();
     if (hub_) {
       hub_->receive(0, message);
@@ -759,6 +1107,8 @@ class member final : public roll_call {
   }
 
   void close() {
+    watch_.stop();
+    inquest_.cancel();
     if (hub_) hub_->close();
     if (line_) line_->close();
     fail({"this rank has left the group", {rank_}});
@@ -767,14 +1117,19 @@ class member final : public roll_call {
   const int rank_;
   const int world_size_;
   const std::string token_;
+  const milliseconds silence_;
   asio::io_context events_{1};
   asio::executor_work_guard<asio::io_context::executor_type> work_;
+  silence_watch watch_;  // over rank 0
+  asio::steady_timer inquest_;
   std::uint16_t port_ = 0;
   std::unique_ptr<hub> hub_;
   std::shared_ptr<connection> line_;
   std::map<std::string, std::int64_t> next_number_;
   std::map<meeting_id, waiting> waiting_;
-  std::atomic<bool> left_ = false;
+  std::atomic<bool> left_ = false;  // what comes before that is still said
+  bool gone_ = false;               // of the connection's thread
+  std::atomic<int> operations_ = 0;
   std::recursive_mutex watchers_mutex_;  // whoever is told may forget
   std::map<const void*, std::function<void(std::exception_ptr)>> watchers_;
   std::exception_ptr failed_;  // written on the connection's thread, with the mutex
@@ -783,15 +1138,15 @@ class member final : public roll_call {
 
 }  // namespace
 
-std::shared_ptr<roll_call> roll_call::listen(int world_size, std::string token) {
-  auto made = std::make_shared<member>(0, world_size, std::move(token));
+std::shared_ptr<roll_call> roll_call::listen(int world_size, std::string token, milliseconds silence) {
+  auto made = std::make_shared<member>(0, world_size, std::move(token), silence);
   made->listen();
   return made;
 }
 
 std::shared_ptr<roll_call> roll_call::connect(const std::string& host, std::uint16_t port, int rank, int world_size,
-                                              std::string token, std::chrono::milliseconds timeout) {
-  auto made = std::make_shared<member>(rank, world_size, std::move(token));
+                                              std::string token, milliseconds timeout, milliseconds silence) {
+  auto made = std::make_shared<member>(rank, world_size, std::move(token), silence);
   made->connect(host, port, timeout);
   return made;
 }

@@ -13,16 +13,20 @@
 namespace rondo::distributed {
 
 /// What the ranks do together at one meeting.
-enum class meeting_kind : std::uint8_t { barrier, agree, broadcast, all_gather, gather };
+enum class meeting_kind : std::uint8_t { barrier, minimum, broadcast, all_gather, gather, same };
 
 /// One rank's part of a meeting.
 struct meeting {
   meeting_kind kind = meeting_kind::barrier;
   std::string channel = {};  ///< meetings of one channel follow each other; those of several are independent
   int root = 0;              ///< of broadcast and gather
-  std::string mine = {};     ///< what this rank brings along
+  std::string mine = {};     ///< what this rank brings along; of minimum a number
   std::chrono::milliseconds timeout = {};
 };
+
+/// How long a rank whose connection is open may be silent, although it is asked again and again by a thread that waits
+/// for nothing else.
+inline constexpr std::chrono::milliseconds default_silence = std::chrono::minutes(2);
 
 /// Where ranks meet and learn of each other's end: a connection from every rank to rank 0, served by a thread on each
 /// side, so that a busy training thread neither delays an answer nor hides a death.
@@ -33,23 +37,41 @@ struct meeting {
 class roll_call {
  public:
   /// Rank 0: listens on a free port of this machine for ranks that know `token`.
-  [[nodiscard]] static std::shared_ptr<roll_call> listen(int world_size, std::string token);
+  [[nodiscard]] static std::shared_ptr<roll_call> listen(int world_size, std::string token,
+                                                         std::chrono::milliseconds silence = default_silence);
   /// Another rank: connects to `host`:`port`. Blocks. Throws `rank_error` naming rank 0 when it is not reached in time.
   [[nodiscard]] static std::shared_ptr<roll_call> connect(const std::string& host, std::uint16_t port, int rank,
                                                           int world_size, std::string token,
-                                                          std::chrono::milliseconds timeout);
+                                                          std::chrono::milliseconds timeout,
+                                                          std::chrono::milliseconds silence = default_silence);
   virtual ~roll_call() = default;
 
   /// Where rank 0 listens.
   [[nodiscard]] virtual std::uint16_t port() const noexcept = 0;
 
   /// Takes part in the next meeting of its channel. Completes on the caller's thread when all ranks have: with the
-  /// contributions of all by rank (all_gather; gather, for the root), of the root (broadcast), with "1" or "0" (agree),
-  /// or nothing. Throws `rank_error` within the timeout. Cancellation gives up the answer only.
+  /// contributions of all by rank (all_gather; gather, for the root), of the root (broadcast), with the smallest number
+  /// (minimum), or nothing. Throws `rank_error` within the timeout. Cancellation gives up the answer only.
   [[nodiscard]] virtual task<std::vector<std::string>> meet(meeting part) = 0;
 
   /// The same for a thread that has no event loop: blocks.
   virtual std::vector<std::string> meet_blocking(meeting part) = 0;
+
+  /// The same for one that does not want the answer: returns at once. A failure is told by later calls.
+  virtual void give(meeting part) = 0;
+
+  /// Says what this rank is about to do, in words that are the same on all ranks, in the order of the calls. Returns at
+  /// once. Ranks that say something else, or nothing within the timeout, are a failure.
+  virtual void announce(std::string channel, std::string what, std::chrono::milliseconds timeout) = 0;
+
+  /// Counts the operations on tensors that have begun here and are not over: a rank within one waits for others itself,
+  /// and is not blamed for what it misses meanwhile. Any thread.
+  virtual void operation_begins() noexcept = 0;
+  virtual void operation_ends() noexcept = 0;
+
+  /// Says that an operation on tensors has failed here, for a reason that need not tell whose fault it is. Returns at
+  /// once. Rank 0 asks who still answers, and a failure follows within a second that names those who do not.
+  virtual void report(std::string why) = 0;
 
   /// Calls `tell`, on any thread and once, when the ranks cannot meet any more; at once if that is so already. `key`
   /// stands for the caller in `forget`.

@@ -62,6 +62,8 @@ class context {
   /// The ranks that train together; a single process is rank 0 of 1. Operations of an extension go through a channel of
   /// its own: `ctx.group().channel(ctx.name())`.
   [[nodiscard]] const distributed::rank_group& group() const noexcept { return session_.options.group; }
+  [[nodiscard]] int rank() const noexcept { return group().rank(); }
+  [[nodiscard]] int world_size() const noexcept { return group().world_size(); }
   /// Whether this is rank 0, which writes files, tables and progress for all.
   [[nodiscard]] bool is_first_rank() const noexcept { return group().rank() == 0; }
   /// The name of the extension; "loop" in a training step.

@@ -408,6 +408,7 @@ task<> session::complete_iteration() {
   const event::iteration_completed iteration{now.iteration, nullptr};
   const event::epoch_completed epoch{now.epoch(), nullptr};
 
+  if (together()) require_same_place();
   iteration_open_ = false;
   if (!from || from->where != stage::epoch) {
     const bool anew = !from || from->where == stage::next_batch;

@@ -200,6 +200,7 @@ class session {
   void attach(std::vector<extension> extensions);
   task<> restore();
   task<> begin_together();
+  void require_same_place() const;
   task<> agree_on_requests();
   task<> start_coroutines();
   task<> train();

@@ -16,46 +16,23 @@ namespace {
 
 /// One rank's part of the agreement at the end of an iteration.
 struct report_of_rank {
-  std::int64_t iteration = 0;
-  bool epoch_end = false;
   bool snapshot = false;
   std::optional<int> signal;
   std::optional<std::string> stop;
 };
 
 std::string encode(const report_of_rank& r) {
-  const nlohmann::json parts = {r.iteration,          r.epoch_end,        r.snapshot,
-                                r.signal.value_or(0), r.stop.has_value(), r.stop.value_or("")};
+  const nlohmann::json parts = {r.snapshot, r.signal.value_or(0), r.stop.has_value(), r.stop.value_or("")};
   return parts.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
 report_of_rank decode(const std::string& text) {
   const auto parts = nlohmann::json::parse(text);
   report_of_rank r;
-  r.iteration = parts.at(0).get<std::int64_t>();
-  r.epoch_end = parts.at(1).get<bool>();
-  r.snapshot = parts.at(2).get<bool>();
-  if (const int number = parts.at(3).get<int>(); number != 0) r.signal = number;
-  if (parts.at(4).get<bool>()) r.stop = parts.at(5).get<std::string>();
+  r.snapshot = parts.at(0).get<bool>();
+  if (const int number = parts.at(1).get<int>(); number != 0) r.signal = number;
+  if (parts.at(2).get<bool>()) r.stop = parts.at(3).get<std::string>();
   return r;
-}
-
-void require_same_place(const std::vector<report_of_rank>& all) {
-  for (std::size_t rank = 1; rank < all.size(); ++rank) {
-    if (all[rank].iteration != all[0].iteration)
-      throw distributed::rank_error(
-          fmt::format("rank {} is at iteration {}, rank 0 at {}: all ranks must go on from the "
-                      "same snapshot",
-                      rank, all[rank].iteration, all[0].iteration),
-          {static_cast<int>(rank)});
-    if (all[rank].epoch_end != all[0].epoch_end)
-      throw distributed::rank_error(
-          fmt::format(
-              "at iteration {} the epoch is over on rank {}, and not on rank {}: all ranks need the same number of "
-              "batches, which data::distributed gives them",
-              all[0].iteration, all[0].epoch_end ? 0 : rank, all[0].epoch_end ? rank : 0),
-          {static_cast<int>(rank)});
-  }
 }
 
 /// For triggers.
@@ -90,15 +67,22 @@ task<> session::begin_together() {
   for (const auto& model : parallel_) co_await model->broadcast_state();
 }
 
+/// Before anything that waits for the other ranks, which might be elsewhere.
+void session::require_same_place() const {
+  const auto end = now.epoch_end ? " and of an epoch (all ranks need the same number of batches, which "
+                                   "data::distributed gives them)"
+                                 : "";
+  options.group.require_same(fmt::format("the end of iteration {}{}", now.iteration, end));
+}
+
 task<> session::agree_on_requests() {
   // What is asked for while the others are awaited belongs to the next exchange.
   const requests told = std::exchange(requested_, {});
   const bool wanted = std::exchange(snapshot_wanted, false);
-  const report_of_rank mine{now.iteration, now.epoch_end, wanted || told.snapshot, told.signal, told.stop};
+  const report_of_rank mine{wanted || told.snapshot, told.signal, told.stop};
   const auto texts = co_await options.group.all_gather(encode(mine));
   std::vector<report_of_rank> all;
   for (const auto& text : texts) all.push_back(decode(text));
-  require_same_place(all);
   requested_.snapshot |= std::exchange(snapshot_wanted, false);
   for (const auto& one : all) {
     snapshot_wanted |= one.snapshot;
