@@ -12,7 +12,8 @@
 //                         wait_…: the part of it after backward, until the gradients are there
 //                         to_practice: overlap / per_parameter, the median of neighbours' ratios
 //   latency/RANKS         what a meeting takes: barrier, agree, and the exchanges of a snapshot in the modes
-//                         distributed and sharded, in µs
+//                         distributed and sharded, and an all_reduce of 1,000 floats, in µs; plain_…: c10d's own
+//                         blocking calls in turns with them, …_to_plain: the median of neighbours' ratios
 //   roll_call/RANKS       a barrier of many ranks that are coroutines of this process: one connection each, and a
 //                         thread. us_per_message: of the 2 (RANKS - 1) that rank 0 has to do with; what the other ends
 //                         cost is in it, too
@@ -174,20 +175,25 @@ class contender {
   std::vector<double> waits_;
 };
 
-results data_parallel(const std::string& model, int rank, int world_size, std::uint16_t port) {
-  torch::set_num_threads(1);
-  const auto group = rank_group::connect(launch_of(rank, world_size, port));
+/// c10d as a program without Rondo uses it.
+c10::intrusive_ptr<c10d::ProcessGroupGloo> plain_group(int rank, int world_size, std::uint16_t port) {
   c10d::TCPStoreOptions meeting_point;
   meeting_point.port = static_cast<std::uint16_t>(port + 1);
   meeting_point.isServer = rank == 0;
   auto options = c10d::ProcessGroupGloo::Options::create();
   options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname("127.0.0.1"));
-  c10d::ProcessGroupGloo plain(c10::make_intrusive<c10d::TCPStore>("127.0.0.1", meeting_point), rank, world_size,
-                               options);
+  return c10::make_intrusive<c10d::ProcessGroupGloo>(c10::make_intrusive<c10d::TCPStore>("127.0.0.1", meeting_point),
+                                                     rank, world_size, options);
+}
+
+results data_parallel(const std::string& model, int rank, int world_size, std::uint16_t port) {
+  torch::set_num_threads(1);
+  const auto group = rank_group::connect(launch_of(rank, world_size, port));
+  const auto plain = plain_group(rank, world_size, port);
 
   std::vector<std::unique_ptr<contender>> all;
   for (const char* const way : {"compute", "per_parameter", "overlap", "no_overlap", "small_buckets", "communication"})
-    all.push_back(std::make_unique<contender>(model, way, group, plain));
+    all.push_back(std::make_unique<contender>(model, way, group, *plain));
   std::map<std::string, std::vector<double>> times;
   std::mt19937 order(1);  // the same on both ranks
   for (int round = -3; round < 60; ++round) {
@@ -241,15 +247,39 @@ results latency(const std::string&, int rank, int world_size, std::uint16_t port
       {"commit_sharded", [&] { return exchange_sharded(group, random); }},
   };
   results found;
+  const auto microseconds_of = [](const auto& call) {
+    const auto begun = clock::now();
+    call();
+    return std::chrono::duration<double, std::micro>(clock::now() - begun).count();
+  };
   for (const auto& [name, meet] : meetings) {
     std::vector<double> times;
-    for (int round = 0; round < 200; ++round) {
-      const auto begun = clock::now();
-      run(meet);
-      times.push_back(std::chrono::duration<double, std::micro>(clock::now() - begun).count());
-    }
+    for (int round = 0; round < 200; ++round) times.push_back(microseconds_of([&] { run(meet); }));
     found[name] = median(times);
   }
+  const auto plain = plain_group(rank, world_size, port);
+  const auto tensor = torch::ones({1000});
+  const auto beside = [&](const std::string& name, const auto& ours, const auto& theirs) {
+    std::vector<double> times;
+    std::vector<double> plain_times;
+    std::vector<double> ratios;
+    for (int round = 0; round < 300; ++round) {
+      times.push_back(microseconds_of([&] { run(ours); }));
+      plain_times.push_back(microseconds_of(theirs));
+      ratios.push_back(times.back() / plain_times.back());
+    }
+    found[name] = median(times);
+    found["plain_" + name] = median(plain_times);
+    found[name + "_to_plain"] = median(ratios);
+  };
+  beside(
+      "barrier", [&] { return group.barrier(); }, [&] { plain->barrier()->wait(); });
+  beside(
+      "all_reduce", [&] { return group.all_reduce(tensor); },
+      [&] {
+        std::vector<at::Tensor> tensors{tensor};
+        plain->allreduce(tensors)->wait();
+      });
   group.leave();
   return found;
 }
@@ -280,12 +310,14 @@ void add_text(std::string& to, const std::string& text) {
 /// A rank that is nothing but its messages (see roll_call.cpp), so that one thread can be thousands of them.
 class light_rank {
  public:
-  light_rank(asio::io_context& events, std::uint16_t port, int rank) : socket_(events) {
+  light_rank(asio::io_context& events, std::uint16_t port, int rank, int world_size) : socket_(events) {
     socket_.connect({asio::ip::address_v4::loopback(), port});
     socket_.set_option(asio::ip::tcp::no_delay(true));
     std::string hello(1, '\0');
     add_text(hello, "token");
     add_number(hello, static_cast<std::uint64_t>(rank));
+    add_number(hello, static_cast<std::uint64_t>(world_size));
+    add_text(hello, "here");
     send(hello);
   }
 
@@ -338,6 +370,10 @@ class light_rank {
   void read_answer() {
     asio::async_read(socket_, asio::buffer(body_), [this](const asio::error_code& failed, std::size_t) {
       if (failed) throw std::runtime_error("rank 0 is gone: " + failed.message());
+      if (body_ == "\6") {
+        send(std::string("\7\0", 2));
+        return wait_for_answer();
+      }
       if (body_.empty() || body_.front() != '\2') throw std::runtime_error("rank 0 has not answered, but said else");
       go_on();
     });
@@ -354,7 +390,8 @@ class light_rank {
 results be_light_ranks(const std::string&, int, int world_size, std::uint16_t port) {
   asio::io_context events{1};
   std::vector<std::unique_ptr<light_rank>> all;
-  for (int rank = 1; rank < world_size; ++rank) all.push_back(std::make_unique<light_rank>(events, port, rank));
+  for (int rank = 1; rank < world_size; ++rank)
+    all.push_back(std::make_unique<light_rank>(events, port, rank, world_size));
   for (const auto& one : all) one->go_on();
   events.run();
   return {};

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
 SECONDS = 60
@@ -110,15 +109,38 @@ def is_running(process):
         return False
 
 
+def wait_for_end_of(process):
+    limit = time.monotonic() + SECONDS
+    while is_running(process):
+        assert time.monotonic() < limit, process
+        time.sleep(0.01)
+
+
 def test_left_behind(rondo):
-    """A grandchild that holds the pipes open keeps nobody waiting."""
-    with tempfile.TemporaryDirectory() as scratch:
-        number = os.path.join(scratch, "number")
-        begun = time.monotonic()
-        done = run(rondo, "-n", "1", "sh", "-c", f"sleep 100 & echo $! > {number}; echo done")
-        with open(number, encoding="utf-8") as file:
-            os.kill(int(file.read()), signal.SIGKILL)
-        assert done.returncode == 0 and "[0] done" in done.stdout and time.monotonic() - begun < 30, done
+    """A grandchild that holds the pipes open keeps nobody waiting, and is no orphan."""
+    begun = time.monotonic()
+    done = run(rondo, "-n", "1", "sh", "-c", "sleep 100 & echo $!; echo done")
+    assert done.returncode == 0 and "[0] done" in done.stdout and time.monotonic() - begun < 30, done
+    wait_for_end_of(int(done.stdout.split()[1]))
+
+
+def test_grandchildren(rondo):
+    """They get signals as the ranks do, and end when rondo run is killed."""
+    for end in (signal.SIGTERM, signal.SIGKILL):
+        running = start(rondo, "-n", "2", "sh", "-c", "sleep 100 & echo $!; wait; echo over")
+        processes = [int(running.stdout.readline().split()[1]) for _ in range(2)]
+        running.send_signal(end)
+        running.communicate(timeout=SECONDS)
+        assert running.returncode == (128 + end if end == signal.SIGTERM else -end), running.returncode
+        for process in processes:
+            wait_for_end_of(process)
+
+
+def test_statuses_that_look_like_signals(rondo):
+    done = run(rondo, "-n", "1", "sh", "-c", "exit 255")
+    assert done.returncode == 255 and "status 255" in done.stderr, done
+    done = run(rondo, "-n", "1", "sh", "-c", "exit 143")
+    assert done.returncode == 143 and "status 143" in done.stderr, done
 
 
 def test_wrong_usage(rondo):

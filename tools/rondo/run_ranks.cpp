@@ -161,18 +161,24 @@ void set_variables(const launch_options& options, int rank) {
   ::setenv("OMP_NUM_THREADS", std::to_string(std::max(1, cores / options.ranks)).c_str(), 0);
 }
 
+/// How a process has ended.
+struct ending {
+  int status = 0;  // as a shell gives it
+  bool by_signal = false;
+};
+
 struct rank_process {
   int rank = 0;
-  pid_t process = 0;
-  std::optional<int> status;  // as a shell gives it
+  pid_t process = 0;  // and number of its process group
+  std::optional<ending> end;
   std::optional<clock::time_point> ended;
   std::vector<stream> streams;
 };
 
 std::string outcome_of(const rank_process& one) {
-  if (*one.status > 128)
-    return fmt::format("was ended by signal {} ({})", *one.status - 128, ::strsignal(*one.status - 128));
-  return fmt::format("ended with status {}", *one.status);
+  if (one.end->by_signal)
+    return fmt::format("was ended by signal {} ({})", one.end->status - 128, ::strsignal(one.end->status - 128));
+  return fmt::format("ended with status {}", one.end->status);
 }
 
 int free_port() {
@@ -186,6 +192,58 @@ int free_port() {
     fail("cannot find a free port");
   return ntohs(address.sin_port);
 }
+
+/// A process that outlives this one if that is killed, and then ends the process groups that it has been told of.
+class guard {
+ public:
+  guard() {
+    auto [told, telling] = make_pipe();
+    process_ = ::fork();
+    if (process_ < 0) fail("cannot start a process");
+    if (process_ == 0) stand(told.get(), telling.get());
+    telling_ = std::move(telling);
+  }
+  guard(const guard&) = delete;
+  guard& operator=(const guard&) = delete;
+  ~guard() {
+    telling_.close();
+    while (::waitpid(process_, nullptr, 0) < 0 && errno == EINTR) continue;
+  }
+
+  void watch(pid_t group) { tell(group); }
+  void forget(pid_t group) { tell(-group); }
+
+ private:
+  void tell(pid_t group) {
+    const auto ignored = ::write(telling_.get(), &group, sizeof(group));
+    static_cast<void>(ignored);
+  }
+
+  [[noreturn]] static void stand(int told, int telling) {
+    ::setsid();
+    ::close(telling);
+    ::prctl(PR_SET_NAME, "rondo-guard");
+    // Whoever reads this program's output must not wait for this one.
+    const int nothing = ::open("/dev/null", O_RDWR);
+    for (const int number : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) ::dup2(nothing, number);
+    std::vector<pid_t> groups;
+    pid_t group = 0;
+    for (;;) {
+      const auto count = ::read(told, &group, sizeof(group));
+      if (count < 0 && errno == EINTR) continue;
+      if (count != sizeof(group)) break;
+      if (group > 0)
+        groups.push_back(group);
+      else
+        std::erase(groups, -group);
+    }
+    for (const pid_t left : groups) ::kill(-left, SIGKILL);
+    ::_exit(0);
+  }
+
+  pid_t process_ = 0;
+  descriptor telling_;
+};
 
 class launcher {
  public:
@@ -227,6 +285,7 @@ class launcher {
     telling.close();
     int refusal = 0;
     const bool refused = ::read(told.get(), &refusal, sizeof(refusal)) == sizeof(refusal);
+    guard_.watch(process);
     auto& one = ranks_.emplace_back();
     one.rank = rank;
     one.process = process;
@@ -247,6 +306,8 @@ class launcher {
     if (::getppid() != parent) ::_exit(1);
     ::dup2(out, STDOUT_FILENO);
     ::dup2(err, STDERR_FILENO);
+    // Reading from the terminal would stop a process that is not in its foreground.
+    if (::isatty(STDIN_FILENO) != 0) ::dup2(::open("/dev/null", O_RDONLY), STDIN_FILENO);
     ::sigprocmask(SIG_SETMASK, &before_, nullptr);
     ::signal(SIGPIPE, SIG_DFL);
     ::signal(SIGBUS, SIG_DFL);
@@ -263,9 +324,8 @@ class launcher {
   }
 
   [[nodiscard]] bool has_unfinished() const {
-    return std::ranges::any_of(ranks_, [](const rank_process& one) {
-      return !one.status || std::ranges::any_of(one.streams, &stream::is_open);
-    });
+    return std::ranges::any_of(
+        ranks_, [](const rank_process& one) { return !one.end || std::ranges::any_of(one.streams, &stream::is_open); });
   }
 
   void wait_for_something() {
@@ -302,20 +362,35 @@ class launcher {
 
   void send(int signal) {
     for (const auto& one : ranks_)
-      if (!one.status) ::kill(one.process, signal);
+      if (!one.end) ::kill(-one.process, signal);
   }
 
   void collect_ended() {
+    const rank_process* first = nullptr;
     for (auto& one : ranks_) {
-      int status = 0;
-      if (one.status || ::waitpid(one.process, &status, WNOHANG) != one.process) continue;
-      one.status = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
-      one.ended = clock::now();
-      if (*one.status == 0 || failure_) continue;
-      failure_ = one.status;
-      complain(fmt::format("rank {} (process {}) {}", one.rank, one.process, outcome_of(one)));
-      begin_end();
+      if (one.end || !collect(one) || one.end->status == 0) continue;
+      // Of several at once, one that was killed is the cause, and others say that they miss it.
+      if (first == nullptr || (one.end->by_signal && !first->end->by_signal)) first = &one;
     }
+    if (first == nullptr || failure_) return;
+    failure_ = first->end->status;
+    complain(fmt::format("rank {} (process {}) {}", first->rank, first->process, outcome_of(*first)));
+    begin_end();
+  }
+
+  /// False while it runs. What it has left behind in its process group ends with it, as long as its number is nobody
+  /// else's.
+  bool collect(rank_process& one) {
+    siginfo_t info{};
+    const auto number = static_cast<id_t>(one.process);
+    if (::waitid(P_PID, number, &info, WEXITED | WNOHANG | WNOWAIT) != 0 || info.si_pid != one.process) return false;
+    ::kill(-one.process, SIGKILL);
+    guard_.forget(one.process);
+    int status = 0;
+    ::waitpid(one.process, &status, 0);
+    one.end = WIFSIGNALED(status) ? ending{128 + WTERMSIG(status), true} : ending{WEXITSTATUS(status), false};
+    one.ended = clock::now();
+    return true;
   }
 
   /// The others find out by themselves that one is missing, and say so; whoever does not is ended.
@@ -339,6 +414,7 @@ class launcher {
   }
 
   launch_options options_;
+  guard guard_;
   sigset_t before_{};
   descriptor signals_;
   std::vector<rank_process> ranks_;
