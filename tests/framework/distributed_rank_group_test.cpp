@@ -536,6 +536,9 @@ TEST_CASE("impossible calls are refused before anybody is asked", "[distributed]
   distributed::group_options options;
   options.timeout = 0ms;
   CHECK_THROWS_AS(rank_group::connect(testing::launch_of(0, 1, 1), options), option_error);
+  options.timeout = 1s;
+  options.heartbeat_timeout = 0ms;
+  CHECK_THROWS_AS(rank_group::connect(testing::launch_of(0, 2, testing::free_port()), options), option_error);
   CHECK_THROWS_AS(rank_group::connect(testing::launch_of(2, 2, 1)), option_error);
 }
 

@@ -203,7 +203,6 @@ rank_group::rank_group(std::shared_ptr<roll_call> roll, std::shared_ptr<tensor_b
 rank_group rank_group::connect(const launch& who, const group_options& options) {
   require_positive("timeout", options.timeout);
   require_positive("connect_timeout", options.connect_timeout);
-  require_positive("heartbeat_timeout", options.heartbeat_timeout);
   require_rank("rank", who.rank, who.world_size);
   if (who.world_size == 1) return {nullptr, nullptr, who, options};
   auto met = meet_with_c10d(who, options);

@@ -225,7 +225,10 @@ std::int64_t number_in(const std::string& text) {
 class silence_watch {
  public:
   silence_watch(asio::io_context& events, milliseconds limit, std::size_t others)
-      : timer_(events), limit_(limit), heard_(others, clock::now()) {}
+      : timer_(events), limit_(limit), heard_(others, clock::now()) {
+    if (limit.count() <= 0)
+      throw option_error("heartbeat_timeout", fmt::format("{} ms", limit.count()), "a positive time");
+  }
 
   void heard(std::size_t other) { heard_[other] = clock::now(); }
   [[nodiscard]] bool heard_since(std::size_t other, clock::time_point then) const { return heard_[other] >= then; }
@@ -244,7 +247,7 @@ class silence_watch {
  private:
   void wait() {
     if (stopped_) return;
-    const auto interval = limit_ / 4;
+    const auto interval = std::max(limit_ / 4, milliseconds(1));
     timer_.expires_after(interval);
     timer_.async_wait([this, interval, begun = clock::now()](const asio::error_code& cancelled) {
       if (cancelled) return;
