@@ -309,7 +309,7 @@ TEST_CASE("elements are dealt out evenly, at whole rows", "[distributed][sharded
 }
 
 TEST_CASE("each rank remembers its own rows only, and where they belong", "[distributed][sharded_optimizer]") {
-  const auto& kind = case_named("Adam with amsgrad");
+  const auto kind = case_named("Adam with amsgrad");
   const reference plain(kind, 2);
   const auto whole = state::optimizer_state(*plain.optimizer);
   std::vector<std::int64_t> remembered(3);
@@ -396,7 +396,7 @@ TEST_CASE("before the first step, the optimizer tells which rows it wants", "[di
 
 TEST_CASE("a state goes from any number of ranks to any other", "[distributed][sharded_optimizer]") {
   for (const char* name : {"SGD with Nesterov momentum", "AdamW with amsgrad"}) {
-    const auto& kind = case_named(name);
+    const auto kind = case_named(name);
     const reference plain(kind, 6);
     reference half(kind, 3);
     const auto state = state::clone(state::optimizer_state(*half.optimizer));

@@ -85,8 +85,8 @@ class absence final : private parked {
   [[nodiscard]] task<> after(Start& start) {
     return asio::async_initiate<const asio::use_awaitable_t<>, void(std::exception_ptr)>(
         [this, &start](auto handler) {
-          auto& registry = registry_of(asio::get_associated_executor(handler));
-          rest_ = continuation<>(std::move(handler), registry.get());
+          const auto home = asio::get_associated_executor(handler);
+          rest_ = continuation<>(std::move(handler), registry_of(home).get());
           start();
         },
         asio::use_awaitable);
