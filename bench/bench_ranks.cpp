@@ -175,11 +175,18 @@ class contender {
   std::vector<double> waits_;
 };
 
+/// Debian's LibTorch 2 is built without it.
+template <class Options>
+void do_without_libuv(Options& store) {
+  if constexpr (requires { store.useLibUV; }) store.useLibUV = false;
+}
+
 /// c10d as a program without Rondo uses it.
 c10::intrusive_ptr<c10d::ProcessGroupGloo> plain_group(int rank, int world_size, std::uint16_t port) {
   c10d::TCPStoreOptions meeting_point;
   meeting_point.port = static_cast<std::uint16_t>(port + 1);
   meeting_point.isServer = rank == 0;
+  do_without_libuv(meeting_point);
   auto options = c10d::ProcessGroupGloo::Options::create();
   options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname("127.0.0.1"));
   return c10::make_intrusive<c10d::ProcessGroupGloo>(c10::make_intrusive<c10d::TCPStore>("127.0.0.1", meeting_point),

@@ -178,11 +178,19 @@ std::shared_ptr<roll_call> meet_at(c10d::Store& store, const launch& who, const 
   return roll;
 }
 
+/// PyTorch 2 takes libuv unless it is told otherwise, and fails where it was built without, as Debian's is. Both
+/// servers understand both kinds of clients.
+template <class Options>
+void do_without_libuv(Options& store) {
+  if constexpr (requires { store.useLibUV; }) store.useLibUV = false;
+}
+
 /// The launcher's store outlives a failed start of all ranks; each start has keys of its own.
 c10::intrusive_ptr<c10d::Store> open_store(const launch& who, const group_options& options) {
   c10d::TCPStoreOptions store;
   store.port = who.master_port;
   store.isServer = who.rank == 0 && !who.agent_store;
+  do_without_libuv(store);
   store.waitWorkers = false;
   store.timeout = std::max(options.connect_timeout, milliseconds(1000));  // c10d counts it in whole seconds
   try {
