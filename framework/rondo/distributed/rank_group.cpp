@@ -153,7 +153,8 @@ task<std::string> merged(rank_group group, std::string mine, rank_group::joiner 
     if (e.code() == asio::error::operation_aborted) group.leave("a merge was cancelled on rank 0");
     throw;
   }
-  auto told = co_await group.broadcast(join(all));
+  std::string whole = join(all);
+  auto told = co_await group.broadcast(std::move(whole));
   co_return told;
 }
 
