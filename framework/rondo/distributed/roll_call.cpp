@@ -295,7 +295,7 @@ class connection : public std::enable_shared_from_this<connection> {
   }
 
   void send(std::string message) {
-    if (closed_) return;
+    if (closed_ || broken_) return;
     std::string framed = message_size(message.size());
     framed += message;
     const bool idle = outgoing_.empty();
@@ -360,11 +360,18 @@ class connection : public std::enable_shared_from_this<connection> {
     asio::async_write(socket_, asio::buffer(outgoing_.front()),
                       [self = shared_from_this()](const asio::error_code& failed, std::size_t) {
                         if (self->closed_) return;
-                        if (failed) return self->ended(failed.message());
+                        if (failed) return self->stop_writing();
                         self->outgoing_.pop_front();
                         if (!self->outgoing_.empty()) return self->write();
                         self->tell_flushed();
                       });
+  }
+
+  /// The other side is gone. What it has said before, such as why, is still there to be read, and then the end.
+  void stop_writing() {
+    broken_ = true;
+    outgoing_.clear();
+    tell_flushed();
   }
 
   void ended(const std::string& why) {
@@ -386,6 +393,7 @@ class connection : public std::enable_shared_from_this<connection> {
   receiver receive_;
   ending end_;
   std::uint64_t largest_ = largest_hello;
+  bool broken_ = false;
   bool closed_ = false;
 };
 
