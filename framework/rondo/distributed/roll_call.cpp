@@ -709,8 +709,10 @@ class hub {
     auto blamed = about.missing;
     std::erase_if(blamed, [&](int one) {
       const auto rank = static_cast<std::size_t>(one);
-      return ranks_[rank].within_operation ||
-             std::ranges::any_of(meetings_, [&](const auto& open) { return open.second.parts[rank].has_value(); });
+      // Who has announced something does not wait for it.
+      return ranks_[rank].within_operation || std::ranges::any_of(meetings_, [&](const auto& open) {
+               return open.second.kind != meeting_kind::same && open.second.parts[rank].has_value();
+             });
     });
     return blamed.empty() ? about.missing : blamed;
   }
