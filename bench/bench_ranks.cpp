@@ -1,16 +1,17 @@
 // What several ranks cost. Every benchmark starts its other ranks as real processes, with one thread of LibTorch each.
 //
-//   data_parallel/MODEL   a training step of two ranks, in six ways that take turns in changing order inside one
+//   data_parallel/MODEL   a training step of two ranks, in seven ways that take turns in changing order inside one
 //                         benchmark; times are medians in ms:
 //                           compute              forward and backward alone
 //                           per_parameter        then c10d's allreduce for each parameter, one after the other: what
 //                                                programs for LibTorch do today
 //                           overlap              distributed::data_parallel, gradients travel during backward
+//                           agreement            the same, and then what the loop exchanges after each iteration
 //                           no_overlap           all of them at its end
 //                           small_buckets        overlap with buckets of 1 MiB
 //                           communication        all gradients as one tensor, alone
 //                         wait_…: the part of it after backward, until the gradients are there
-//                         to_practice: overlap / per_parameter, the median of neighbours' ratios
+//                         to_practice: overlap / per_parameter, agreement_to_overlap: the medians of neighbours' ratios
 //   latency/RANKS         what a meeting takes: barrier, agree, and the exchanges of a snapshot in the modes
 //                         distributed and sharded, and an all_reduce of 1,000 floats, in µs; plain_…: c10d's own
 //                         blocking calls in turns with them, …_to_plain: the median of neighbours' ratios
@@ -124,12 +125,19 @@ model_of_steps make_model(const std::string& name) {
   return {network, torch::rand({16, 1, 14, 14}), torch::randint(10, {16})};
 }
 
+/// As loop::run does it, where nobody has anything to say.
+task<> agree(rank_group group) {
+  group.require_same("the end of iteration 1");
+  std::string nothing = R"([false,0,false,""])";
+  co_await group.all_gather(std::move(nothing));
+}
+
 /// One of the ways to be measured: a model of its own, because the ways differ in the hooks that it has.
 class contender {
  public:
   contender(const std::string& name, std::string way, const rank_group& group, c10d::ProcessGroup& plain)
       : model_(make_model(name)), way_(std::move(way)), group_(group), plain_(plain) {
-    if (way_ == "overlap" || way_ == "no_overlap" || way_ == "small_buckets") {
+    if (way_ == "overlap" || way_ == "agreement" || way_ == "no_overlap" || way_ == "small_buckets") {
       distributed::data_parallel_options options;
       options.overlap = way_ != "no_overlap";
       if (way_ == "small_buckets") options.bucket_mb = 1;
@@ -151,6 +159,7 @@ class contender {
     const auto computed = clock::now();
     if (parallel_) run([this] { return parallel_->finish(); });
     if (way_ == "per_parameter") reduce_each();
+    if (way_ == "agreement") run([this] { return agree(group_); });
     waits_.push_back(std::chrono::duration<double, std::milli>(clock::now() - computed).count());
   }
 
@@ -199,7 +208,8 @@ results data_parallel(const std::string& model, int rank, int world_size, std::u
   const auto plain = plain_group(rank, world_size, port);
 
   std::vector<std::unique_ptr<contender>> all;
-  for (const char* const way : {"compute", "per_parameter", "overlap", "no_overlap", "small_buckets", "communication"})
+  for (const char* const way :
+       {"compute", "per_parameter", "overlap", "agreement", "no_overlap", "small_buckets", "communication"})
     all.push_back(std::make_unique<contender>(model, way, group, *plain));
   std::map<std::string, std::vector<double>> times;
   std::mt19937 order(1);  // the same on both ranks
@@ -217,10 +227,13 @@ results data_parallel(const std::string& model, int rank, int world_size, std::u
   results found;
   for (const auto& [name, each] : times) found[name] = median(each);
   for (const auto& one : all) found["wait_" + one->name()] = one->wait();
-  std::vector<double> ratios;
-  for (std::size_t i = 0; i < times["overlap"].size(); ++i)
-    ratios.push_back(times["overlap"][i] / times["per_parameter"][i]);
-  found["to_practice"] = median(ratios);
+  const auto ratio = [&](const char* one, const char* other) {
+    std::vector<double> ratios;
+    for (std::size_t i = 0; i < times[one].size(); ++i) ratios.push_back(times[one][i] / times[other][i]);
+    return median(ratios);
+  };
+  found["to_practice"] = ratio("overlap", "per_parameter");
+  found["agreement_to_overlap"] = ratio("agreement", "overlap");
   all.clear();
   group.leave();
   return found;
@@ -237,8 +250,7 @@ task<> exchange_distributed(rank_group group, std::string random) {
 task<> exchange_sharded(rank_group group, std::string random) {
   co_await group.gather(random);
   co_await group.broadcast("go");
-  co_await group.gather("well");
-  co_await group.gather(random);
+  co_await group.gather(random);  // the receipts, of a thousand tensors
   co_await group.broadcast("durable");
 }
 
@@ -352,6 +364,7 @@ class light_rank {
     std::string part(1, '\1');
     add_text(part, "bench");
     add_number(part, meetings_);
+    add_number(part, 0);
     part.push_back(static_cast<char>(stage.kind));
     add_number(part, 0);
     add_number(part, 300'000);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "rondo/async/scope.hpp"
+#include "rondo/async/timer.hpp"
 #include "support/catch.hpp"
 #include "support/ranks.hpp"
 #include "support/run_task.hpp"
@@ -198,11 +199,12 @@ TEST_CASE("channels have orders of their own", "[distributed][rank_group]") {
 
 TEST_CASE("waiting for other ranks leaves the thread to other coroutines", "[distributed][rank_group]") {
   std::atomic<int> steps = 0;
+  std::atomic<int> ticks = 0;
   on_ranks(2, [&](const rank_group& group) {
     run_task([&]() -> task<> {
       if (group.rank() == 1) {
-        // Comes only after the other rank's second coroutine has done its steps.
-        while (steps < 1000) std::this_thread::yield();
+        // Comes only after the other rank's coroutines have done their steps and ticks.
+        while (steps < 1000 || ticks < 50) std::this_thread::yield();
         co_await group.barrier();
         co_return;
       }
@@ -215,12 +217,19 @@ TEST_CASE("waiting for other ranks leaves the thread to other coroutines", "[dis
             ++steps;
           }
         });
+        side_by_side.spawn([&]() -> task<> {
+          for (int i = 0; i < 50; ++i) {
+            co_await sleep_for(1ms);
+            ++ticks;
+          }
+        });
         co_return;
       };
       co_await with_scope(both);
     });
   });
   CHECK(steps == 1000);
+  CHECK(ticks == 50);
 }
 
 TEST_CASE("a rank that does not come is named on all ranks", "[distributed][rank_group]") {

@@ -79,4 +79,25 @@ TEST_CASE("a snapshot that one rank asks for while it waits for the others is no
   CHECK(std::filesystem::exists(out.path() / "snapshot_iter_2"));
 }
 
+TEST_CASE("ranks with different numbers of batches are told so at once, inside of an accumulation window too",
+          "[ranks][requests]") {
+  const std::int64_t accumulate = GENERATE(1, 2, 3);
+  const temporary_directory out;
+  const auto failures = rondo::testing::failures_on_ranks(2, [&](const distributed::rank_group& group) {
+    auto model = std::make_shared<torch::nn::LinearImpl>(1, 1);
+    torch::optim::SGD optimizer(model->parameters(), 0.1);
+    const std::int64_t count = group.rank() == 0 ? 7 : 8;
+    const data::tensor_dataset points{torch::ones({count, 1}), torch::ones({count, 1})};
+    loop training(model, optimizer, points | data::batch(1), torch::nn::functional::mse_loss,
+                  {.max_epochs = 2, .out = out.path(), .group = group, .accumulate = accumulate});
+    training.run();
+  });
+  for (const auto& failure : failures) {
+    REQUIRE(failure);
+    INFO(message_of(failure));
+    CHECK(message_of(failure).find("ranks do different things") != std::string::npos);
+    CHECK(message_of(failure).find("the same number of batches") != std::string::npos);
+  }
+}
+
 }  // namespace distributed_requests_test

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <asio/post.hpp>
 #include <asio/use_awaitable.hpp>
+#include <atomic>
 #include <cerrno>
 #include <filesystem>
 #include <fstream>
@@ -17,8 +18,10 @@
 #include "rondo/event/interval.hpp"
 #include "rondo/extensions/snapshot/snapshot.hpp"
 #include "rondo/writing/memory_file_system.hpp"
+#include "support/bad_disk.hpp"
 #include "support/catch.hpp"
 #include "support/counting_loop.hpp"
+#include "support/gate.hpp"
 #include "support/messages.hpp"
 #include "support/temporary_directory.hpp"
 
@@ -315,6 +318,34 @@ TEST_CASE("buffers that share their memory with parameters are saved as they are
       });
   loop.run();
   REQUIRE(the_number_in(dir / "snapshot_iter_20") == 20.0);
+}
+
+TEST_CASE("the last snapshot is not taken twice because an earlier one failed late", "[snapshot][error]") {
+  const temporary_directory dir;
+  const counting training;
+  rondo::testing::gate failing;
+  std::atomic<int> files = 0;
+  const auto first_fails = [&](const writing::path& file) {
+    if (++files > 1) return;
+    failing.pass();
+    rondo::testing::fails_with(std::errc::io_error)(file);
+  };
+  std::vector<std::int64_t> begun;
+  auto loop = training.loop(dir.path(), 2);
+  loop |
+      snapshot({.writer = writers::thread({.files = std::make_shared<rondo::testing::bad_disk>(1, first_fails)}),
+                .on_failure = snapshot_failure::warn})
+          .triggered(every(1_iterations)) |
+      make_extension("witness", [&](context& ctx) {
+        ctx.on<event::snapshot_started>([&](const event::snapshot_started& e) {
+          begun.push_back(e.iteration);
+          if (e.iteration == 2) failing.open();
+        });
+      });
+  loop.run();
+  CHECK(begun == std::vector<std::int64_t>{1, 2});
+  CHECK_FALSE(fs::exists(dir / "snapshot_iter_1"));
+  CHECK(the_number_in(dir / "snapshot_iter_2") == 2.0);
 }
 
 }  // namespace snapshot_corner_test

@@ -1,6 +1,9 @@
 // One rank of a training that may lose ranks at any moment; see ranks_test.py.
 //
 //   ranks_program WRITER OUT [OPTION...]
+//   ranks_program meet WHAT [--timeout MS]
+//
+// The second form trains nothing: its ranks meet in barriers, collectives or parts (WHAT) until one of them is gone.
 //
 //   --iterations N        of the whole training; default 60
 //   --mode MODE           of the snapshots: distributed (default), sharded, or gathered, which is distributed with an
@@ -10,6 +13,8 @@
 //   --pause MS            what every step takes; the results do not depend on it
 //   --fail ITERATION      this rank throws in that iteration's step
 //   --disk-full N         this rank's disk is full from its N-th file on
+//   --disk-broken N       the same with EIO
+//   --disk-slow N         from then on each file takes three times as long as ranks wait for each other
 //   --on-failure warn     a snapshot that cannot be written does not end the training
 //   --on-error save       a training that fails leaves its last state
 //   --stop-at ITERATION   this rank asks for the end there
@@ -20,8 +25,11 @@
 #include <torch/nn.h>
 #include <torch/optim.h>
 
+#include <asio/co_spawn.hpp>
+#include <asio/io_context.hpp>
 #include <chrono>
 #include <cstdlib>
+#include <filesystem>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -34,7 +42,7 @@
 #include <thread>
 #include <vector>
 
-#include "support/full_disk.hpp"
+#include "support/bad_disk.hpp"
 
 namespace F = torch::nn::functional;
 namespace data = rondo::data;
@@ -54,7 +62,8 @@ struct settings {
   milliseconds timeout{20000};
   milliseconds pause{0};
   std::optional<std::int64_t> fail;
-  std::optional<std::int64_t> disk_full;
+  std::string bad_disk;
+  std::int64_t bad_from = 0;
   std::optional<std::int64_t> stop_at;
   bool warn = false;
   bool save_on_error = false;
@@ -81,9 +90,10 @@ settings parse(int argc, char** argv) {
       s.pause = milliseconds(std::stoll(value));
     else if (option == "--fail")
       s.fail = std::stoll(value);
-    else if (option == "--disk-full")
-      s.disk_full = std::stoll(value);
-    else if (option == "--stop-at")
+    else if (option == "--disk-full" || option == "--disk-broken" || option == "--disk-slow") {
+      s.bad_disk = option;
+      s.bad_from = std::stoll(value);
+    } else if (option == "--stop-at")
       s.stop_at = std::stoll(value);
     else if (option == "--on-error")
       s.save_on_error = value == "save";
@@ -109,12 +119,22 @@ struct network : torch::nn::Module {
   torch::nn::Linear output{nullptr};
 };
 
+std::shared_ptr<rondo::writing::file_system> make_disk(const settings& s) {
+  using rondo::testing::fails_with;
+  if (s.bad_disk.empty()) return rondo::writing::posix_file_system();
+  auto happening = fails_with(s.bad_disk == "--disk-full" ? std::errc::no_space_on_device : std::errc::io_error);
+  if (s.bad_disk == "--disk-slow")
+    happening = [time = 3 * s.timeout](const std::filesystem::path&) { std::this_thread::sleep_for(time); };
+  return std::make_shared<rondo::testing::bad_disk>(s.bad_from, happening);
+}
+
 std::shared_ptr<rondo::writing::writer> make_writer(const settings& s) {
-  const auto files = rondo::testing::disk_that_fills_up(s.disk_full);
+  const auto files = make_disk(s);
   if (s.writer == "simple") return rondo::writers::simple({.files = files});
   if (s.writer == "thread") return rondo::writers::thread({.files = files});
   if (s.writer == "thread_queue") return rondo::writers::thread_queue({.files = files});
-  if (s.disk_full) throw rondo::error("ranks_program: --disk-full needs another writer than " + s.writer);
+  if (!s.bad_disk.empty())
+    throw rondo::error("ranks_program: " + s.bad_disk + " needs another writer than " + s.writer);
   if (s.writer == "process") return rondo::writers::process();
   if (s.writer == "process_queue") return rondo::writers::process_queue();
   throw rondo::error("ranks_program: no writer " + s.writer);
@@ -165,6 +185,42 @@ rondo::extension digest_at_end(std::string& digest) {
         [&ctx, &digest]() -> rondo::task<> { return compute_digest(ctx, digest); });
   };
   return rondo::make_extension("digest_at_end", subscribe);
+}
+
+rondo::task<> use(rondo::distributed::rank_group group) {
+  const auto text = std::to_string(group.rank());
+  const auto least = co_await group.agree_minimum(group.rank());
+  const auto told = co_await group.broadcast(text, group.world_size() - 1);
+  const auto all = co_await group.all_gather(text);
+  const auto sum = torch::ones({100'000});
+  co_await group.all_reduce(sum);
+  const auto tensors = co_await group.all_gather(sum);
+  if (least != 0 || told != all.back() || tensors.size() != all.size()) throw rondo::error("a collective is wrong");
+}
+
+rondo::task<> meet_for_ever(rondo::distributed::rank_group group, std::string what) {
+  auto splitting = group.split(group.rank() % 2);
+  const auto part = co_await std::move(splitting);
+  for (bool first = true;; first = false) {
+    if (what == "barriers") {
+      co_await group.barrier();
+    } else {
+      auto meeting = use(what == "parts" ? part : group);
+      co_await std::move(meeting);
+    }
+    if (what == "parts") co_await group.barrier();
+    if (first) say("begun");
+  }
+}
+
+int meet(const settings& s) {
+  const auto group = rondo::distributed::rank_group::connect(rondo::distributed::environment(), {.timeout = s.timeout});
+  asio::io_context events(1);
+  std::exception_ptr failure;
+  asio::co_spawn(events, meet_for_ever(group, s.out), [&](std::exception_ptr e) { failure = e; });
+  events.run();
+  group.leave(message_of(failure));
+  std::rethrow_exception(failure);
 }
 
 int train(const settings& s) {
@@ -218,7 +274,7 @@ int main(int argc, char** argv) {
   try {
     const settings s = parse(argc, argv);
     torch::set_num_threads(1);
-    return train(s);
+    return s.writer == "meet" ? meet(s) : train(s);
   } catch (const rondo::distributed::rank_error& e) {
     std::cerr << "ranks_program: " << e.what() << "\nnamed:";
     for (const int rank : e.ranks()) std::cerr << ' ' << rank;

@@ -62,10 +62,10 @@ class Rank:
 class Training:
     """All ranks of one start."""
 
-    def __init__(self, judge, world_size, writer, *options, of_rank=None):
+    def __init__(self, judge, world_size, writer, *options, of_rank=None, out=None):
         port = free_port()
         self.judge = judge
-        self.command = [judge.program, writer, judge.out, *options]
+        self.command = [judge.program, writer, out or judge.out, *options]
         self.ranks = [Rank(judge, rank, world_size, port, self.command + list((of_rank or {}).get(rank, [])))
                       for rank in range(world_size)]
 
@@ -218,6 +218,29 @@ def test_chain_of_kills(judge, world_size, writer, mode, kills, how=signal.SIGKI
     return sent
 
 
+def test_loss_outside_of_training(judge, world_size, what, how):
+    """A rank that goes while all meet in nothing but barriers, collectives, or those of parts of the group."""
+    judge.begin_anew()
+    options = ["--timeout", str(TIMEOUT)] if how == signal.SIGSTOP else []
+    meeting = Training(judge, world_size, "meet", *options, out=what)
+    limit = time.monotonic() + SECONDS
+    while not all("begun" in rank.said() for rank in meeting.ranks):
+        assert time.monotonic() < limit and all(rank.process.poll() is None for rank in meeting.ranks), meeting
+        time.sleep(0.002)
+    time.sleep(random.uniform(0, 0.2))
+    dead = random.choice(meeting.ranks)
+    dead.process.send_signal(how)
+    gone = time.monotonic()
+    others = [rank for rank in meeting.ranks if rank is not dead]
+    meeting.wait(30, others)
+    judge.seconds[how].append(time.monotonic() - gone)
+    dead.process.kill()
+    dead.process.wait()
+    for rank in others:
+        assert f"named: {dead.rank}\n" in rank.errors(), f"rank {rank.rank} does not name {dead.rank}\n{meeting}"
+    judge.count(f"{'killed' if how == signal.SIGKILL else 'stopped'} a rank of {world_size} in {what}")
+
+
 def test_error_on_one_rank(judge):
     judge.begin_anew()
     training = Training(judge, 3, "simple", of_rank={1: ["--fail", "7"]})
@@ -265,23 +288,37 @@ def test_signal_to_one_rank(judge):
     assert judge.snapshots()[-1] == results[0]["iteration"], str(training)
 
 
-def test_full_disk(judge, writer, mode, full):
-    """The disk of rank `full`, which writes, is full from its fourth snapshot on."""
+def test_bad_disk(judge, writer, mode, bad, option="--disk-full", reason="No space left on device"):
+    """The disk of rank `bad`, which writes, refuses everything from its fourth snapshot on."""
     judge.begin_anew()
     options = ["--mode", mode, "--saver-rank", "1"]
-    training = Training(judge, 3, writer, *options, of_rank={full: ["--disk-full", "4"]})
+    training = Training(judge, 3, writer, *options, of_rank={bad: [option, "4"]})
     assert training.wait() == [1, 1, 1], str(training)
     for rank in training.ranks:
-        assert "No space left on device" in rank.errors(), str(training)
-        assert rank.rank == full or f"rank {full}" in rank.errors(), str(training)
+        assert reason in rank.errors(), str(training)
+        assert rank.rank == bad or f"rank {bad}" in rank.errors(), str(training)
     assert judge.snapshots() == [2, 4, 6], str(training)
     judge.verify()
-    resumed = Training(judge, 3, writer, *options, "--on-failure", "warn", of_rank={full: ["--disk-full", "4"]})
+    resumed = Training(judge, 3, writer, *options, "--on-failure", "warn", of_rank={bad: [option, "4"]})
     result = resumed.ends_well()
     assert result["iteration"] == ITERATIONS and result["resumed_from"].endswith("snapshot_iter_6"), str(resumed)
     for rank in resumed.ranks:
         lost = [line for line in rank.said() if line.startswith("not saved")]
-        assert lost and all("No space left" in line for line in lost), str(resumed)
+        assert lost and all(reason in line for line in lost), str(resumed)
+
+
+def test_slow_disk(judge, writer, mode, slow, policy):
+    """A rank that does not get ready in time ends the training, whatever the policy, as a dead one does."""
+    judge.begin_anew()
+    options = ["--mode", mode, "--saver-rank", "1", "--on-failure", policy, "--timeout", str(TIMEOUT)]
+    training = Training(judge, 3, writer, *options, of_rank={slow: ["--disk-slow", "4"]})
+    assert training.wait() == [1, 1, 1], str(training)
+    for rank in training.ranks:
+        assert f"named: {slow}\n" in rank.errors(), str(training)
+    # One that is written by the saver alone may still be finished.
+    assert judge.snapshots() in ([2, 4, 6], [2, 4, 6, 8] if mode == "distributed" else []), str(training)
+    judge.verify()
+    Training(judge, 3, writer, "--mode", mode).ends_well()
 
 
 def test_other_number_of_ranks(judge):
@@ -346,10 +383,15 @@ def main():
             test_errors_leave_one_snapshot(judge, mode)
         test_stop_on_one_rank(judge)
         test_signal_to_one_rank(judge)
-        test_full_disk(judge, "simple", "distributed", 1)
-        test_full_disk(judge, "thread", "gathered", 1)
-        test_full_disk(judge, "thread_queue", "sharded", 2)
-        test_full_disk(judge, "simple", "sharded", 1)
+        test_bad_disk(judge, "simple", "distributed", 1)
+        test_bad_disk(judge, "thread", "gathered", 1)
+        test_bad_disk(judge, "thread_queue", "sharded", 2)
+        test_bad_disk(judge, "simple", "sharded", 1)
+        test_bad_disk(judge, "thread", "sharded", 0, "--disk-broken", "Input/output error")
+        test_bad_disk(judge, "simple", "distributed", 1, "--disk-broken", "Input/output error")
+        test_slow_disk(judge, "simple", "sharded", 2, "fail")
+        test_slow_disk(judge, "thread", "sharded", 0, "warn")
+        test_slow_disk(judge, "simple", "distributed", 1, "fail")
         test_other_number_of_ranks(judge)
         test_elastic(judge, arguments.elastic)
         for mode in ("distributed", "sharded"):
@@ -358,10 +400,12 @@ def main():
             done, number = 0, 0
             while done < wanted:
                 world_size = random.choice([2, 3])
-                writer = ["simple", "thread_queue", "thread"][number % 3]
+                writer = ["simple", "thread_queue", "thread", "process_queue", "process"][number % 5]
                 mode = ["sharded", "distributed", "sharded", "gathered"][number % 4]
                 done += test_chain_of_kills(judge, world_size, writer, mode, min(4, wanted - done), how)
                 number += 1
+            for number in range((wanted + 1) // 2):
+                test_loss_outside_of_training(judge, random.choice([2, 3, 4]), ["barriers", "collectives", "parts"][number % 3], how)
     for what, n in sorted(judge.counts.items()):
         print(f"{n:5} {what}")
     for how, seconds in judge.seconds.items():

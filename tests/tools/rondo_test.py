@@ -444,8 +444,23 @@ def test_consolidate(tool, folder):
     for named in [folder, out, os.path.join(folder, "missing")]:
         assert "no sharded snapshot" in tool.expect(2, "consolidate", named, os.path.join(folder, "none"))[1]
     # Every other command says how to go on.
-    for command in [["extract", path, "--list"], ["convert", path, out + ".safetensors"], ["diff", path, out]]:
+    for command in [["extract", path, "--list"], ["convert", path, out + ".safetensors"]]:
         assert "rondo consolidate" in tool.expect(2, *command)[1]
+
+
+def test_diff_of_sharded_snapshots(tool, folder):
+    """By any number of ranks, beside each other and beside one file."""
+    paths = [sharded(tool, os.path.join(folder, f"by_{ranks}"), 5, ranks) for ranks in [1, 3, 4]]
+    one = os.path.join(folder, "one")
+    tool.expect(0, "consolidate", paths[1], one)
+    for a in [*paths, one]:
+        for b in [*paths, one]:
+            assert "equal: 4 tensors" in tool.expect(0, "diff", a, b)[0], (a, b)
+    changed = sharded(tool, os.path.join(folder, "changed"), 6, 2)
+    out, err = tool.expect(1, "diff", paths[1], changed)
+    assert "elements differ, max abs difference" in out and "differences" in err, (out, err)
+    os.remove(os.path.join(paths[2], "3"))
+    assert os.path.join("by_4", "3") in tool.expect(2, "diff", one, paths[2])[1]
 
 
 def test_consolidate_of_what_is_damaged(tool, folder):
@@ -671,7 +686,7 @@ def main():
 
         for test in [test_usage, test_inspect, test_verify, test_any_damage_is_found, test_extract,
                      test_endless_views_are_refused, test_convert, test_diff, test_latest, test_prune,
-                     test_consolidate, test_consolidate_of_what_is_damaged, test_sharded_snapshots_among_others,
+                     test_consolidate, test_diff_of_sharded_snapshots, test_consolidate_of_what_is_damaged, test_sharded_snapshots_among_others,
                      test_what_is_no_file, test_terminals_and_pipes, test_an_interrupted_write_leaves_no_piece]:
             test(tool, folder(test.__name__))
         test_mutations(tool, folder("mutations"), arguments.mutations)

@@ -3,12 +3,18 @@
 #include <CLI/CLI.hpp>
 #include <bit>
 #include <cmath>
+#include <filesystem>
 #include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "commands.hpp"
 #include "compare.hpp"
 #include "elements.hpp"
 #include "input.hpp"
+#include "sharded.hpp"
 #include "text.hpp"
 #include "values.hpp"
 #include "walk.hpp"
@@ -22,19 +28,65 @@ using checkpoint::tree;
 
 constexpr std::size_t compared_at_once = std::size_t{1} << 20;
 
+/// A state of which the bytes are checked before they are used.
+class side {
+ public:
+  virtual ~side() = default;
+  [[nodiscard]] virtual const tree& state() const = 0;
+  /// What the tensor's storage holds, until the next call.
+  [[nodiscard]] virtual std::span<const std::byte> bytes_of(const tensor_descriptor& tensor) = 0;
+};
+
+class file_side final : public side {
+ public:
+  file_side(const std::filesystem::path& named, std::string what)
+      : file_(open_checkpoint(named)), storages_(file_, std::move(what)) {}
+  [[nodiscard]] const tree& state() const override { return file_.state(); }
+  [[nodiscard]] std::span<const std::byte> bytes_of(const tensor_descriptor& tensor) override {
+    return storages_.of(tensor);
+  }
+
+ private:
+  checkpoint::reader file_;
+  sound_storages storages_;
+};
+
+/// As one file would have it; one tensor at a time is in memory.
+class sharded_side final : public side {
+ public:
+  explicit sharded_side(const std::filesystem::path& directory)
+      : from_(checkpoint::sharded_reader::open(directory)), whole_(whole_state_of(from_)) {
+    from_.require_all();
+  }
+  [[nodiscard]] const tree& state() const override { return whole_.state; }
+  [[nodiscard]] std::span<const std::byte> bytes_of(const tensor_descriptor& tensor) override {
+    const auto* const pieces = whole_.pieces_of(tensor);
+    if (pieces == nullptr) return whole_.data_of(tensor);
+    read_.resize(static_cast<std::size_t>(pieces->byte_size()));
+    const std::vector<std::int64_t> from_the_beginning(pieces->sizes.size(), 0);
+    from_.read(*pieces, from_the_beginning, pieces->sizes, read_);
+    return read_;
+  }
+
+ private:
+  checkpoint::sharded_reader from_;
+  whole_state whole_;
+  std::vector<std::byte> read_;
+};
+
+std::unique_ptr<side> open_side(const std::string& named, const std::string& what) {
+  if (const auto directory = sharded_directory(named)) return std::make_unique<sharded_side>(*directory);
+  return std::make_unique<file_side>(named, what);
+}
+
 /// Compares two states and prints what differs, a line each.
 class comparison {
  public:
-  comparison(const checkpoint::reader& a, const checkpoint::reader& b, double tolerance)
-      : a_(a.state()),
-        b_(b.state()),
-        storages_a_(a, "comparing, first file"),
-        storages_b_(b, "comparing, second file"),
-        tolerance_(tolerance) {}
+  comparison(side& a, side& b, double tolerance) : a_(a), b_(b), tolerance_(tolerance) {}
 
   /// The number of differences.
   std::uint64_t run() {
-    compare("", a_, b_);
+    compare("", a_.state(), b_.state());
     return differences_;
   }
 
@@ -82,8 +134,8 @@ class comparison {
     ++tensors_;
     if (a.dtype != b.dtype || a.sizes != b.sizes)
       return differ(path, fmt::format("{} {} and {} {}", name(a.dtype), shape_text(a), name(b.dtype), shape_text(b)));
-    elements left(a, storages_a_.of(a));
-    elements right(b, storages_b_.of(b));
+    elements left(a, a_.bytes_of(a));
+    elements right(b, b_.bytes_of(b));
     difference found;
     for (auto piece = left.next(compared_at_once); !piece.empty(); piece = left.next(compared_at_once))
       found.add(a.dtype, piece, right.next(compared_at_once), tolerance_);
@@ -120,10 +172,8 @@ class comparison {
     return path.empty() ? key : path + "." + key;
   }
 
-  const tree& a_;
-  const tree& b_;
-  sound_storages storages_a_;
-  sound_storages storages_b_;
+  side& a_;
+  side& b_;
   double tolerance_;
   std::uint64_t differences_ = 0;
   std::uint64_t tensors_ = 0;
@@ -141,16 +191,16 @@ struct diff_options {
 action diff_command(CLI::App& app) {
   auto* const command = app.add_subcommand("diff", "Compare what two files hold");
   const auto given = std::make_shared<diff_options>();
-  command->add_option("A", given->a, "a snapshot, or what torch.save wrote")->required();
+  command->add_option("A", given->a, "a snapshot, sharded or not, or what torch.save wrote")->required();
   command->add_option("B", given->b, "another one")->required();
   command
       ->add_option("--tolerance", given->tolerance,
                    "numbers that differ by no more than this are equal (default: bits must be equal)")
       ->check(CLI::NonNegativeNumber);
   return [given] {
-    const auto a = open_checkpoint(given->a);
-    const auto b = open_checkpoint(given->b);
-    comparison work(a, b, given->tolerance);
+    const auto a = open_side(given->a, "comparing, first file");
+    const auto b = open_side(given->b, "comparing, second file");
+    comparison work(*a, *b, given->tolerance);
     const auto differences = work.run();
     if (differences != 0) {
       complain(fmt::format("'{}' and '{}' are different: {}", given->a, given->b, count_of(differences, "difference")));

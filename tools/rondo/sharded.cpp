@@ -184,6 +184,10 @@ const pieced_tensor* whole_state::pieces_of(const tensor_descriptor& tensor) con
   return storage.pieces ? &*storage.pieces : nullptr;
 }
 
+std::span<const std::byte> whole_state::data_of(const tensor_descriptor& tensor) const {
+  return storages.at(static_cast<std::size_t>(std::stoull(tensor.storage_key))).data;
+}
+
 whole_state whole_state_of(const checkpoint::sharded_reader& snapshot) { return whole_builder(snapshot).build(); }
 
 row_stream::row_stream(const checkpoint::sharded_reader& from, const pieced_tensor& tensor)

@@ -44,6 +44,8 @@ struct whole_state {
 
   /// The pieces of a tensor of `state`, or null.
   [[nodiscard]] const checkpoint::pieced_tensor* pieces_of(const checkpoint::tensor_descriptor& tensor) const;
+  /// The bytes of the storage of one that is in "complete".
+  [[nodiscard]] std::span<const std::byte> data_of(const checkpoint::tensor_descriptor& tensor) const;
 };
 
 /// Throws `format_error` for tables of pieces that make no sense.

@@ -133,7 +133,7 @@ class board {
         interval_(terminal_ ? options_.update_interval.count() : options_.plain_interval.count()) {}
 
   void attach(context& ctx) {
-    if (!ctx.is_first_rank()) return;
+    if (!ctx.is_saver()) return;
     ctx.on<event::training_started>([this, &ctx] { begin(ctx); });
     ctx.on<event::evaluation_completed>([this] { next_sample_ = 0.0; });
     ctx.on<event::snapshot_completed>([this](const event::snapshot_completed& e) { note(e); });

@@ -118,7 +118,7 @@ class log_writer {
  private:
   /// Every rank keeps the same account, of what all have reported; the first one writes.
   void attach_with_others(context& ctx) {
-    if (ctx.is_first_rank()) file_.emplace(ctx.out() / options_.filename);
+    if (ctx.is_saver()) file_.emplace(ctx.out() / options_.filename);
     ctx.on<event::training_started>([this, &ctx]() -> task<> { return begin_with_others(ctx); });
     ctx.on<event::iteration_completed>(
         [this, &ctx]() -> task<> { return record_with_others(ctx, !ctx.now().epoch_end); });
@@ -126,7 +126,7 @@ class log_writer {
     // A snapshot keeps one rank's account, so that it must be that of all.
     ctx.on<event::snapshot_started>(
         [this, &ctx](const event::snapshot_started& e) -> task<> { return e.alone ? nothing() : join_ranks(ctx); });
-    if (ctx.is_first_rank()) end_with(ctx);
+    if (ctx.is_saver()) end_with(ctx);
   }
 
   static task<> nothing() { co_return; }
@@ -138,7 +138,7 @@ class log_writer {
   }
 
   task<> begin_with_others(context& ctx) {
-    if (ctx.is_first_rank()) begin(ctx);
+    if (ctx.is_saver()) begin(ctx);
     const auto group = ctx.group().channel(ctx.name());
     const auto position = co_await group.broadcast(std::to_string(position_));
     position_ = std::stoll(position);
@@ -216,7 +216,7 @@ class log_writer {
   }
 
   void write(context& ctx, double elapsed_time) {
-    if (ctx.is_first_rank()) warn_of_unknown_keys();
+    if (ctx.is_saver()) warn_of_unknown_keys();
     state::dict entry = take_means();
     entry.insert_or_assign("epoch", ctx.epoch());
     entry.insert_or_assign("iteration", ctx.iteration());
@@ -225,7 +225,7 @@ class log_writer {
     const std::string line = json_line(entry);
     if (file_) file_->append(line);
     position_ += static_cast<std::int64_t>(line.size());
-    if (options_.writer && ctx.is_first_rank()) options_.writer->write(ctx.iteration(), numbers_in(entry));
+    if (options_.writer && ctx.is_saver()) options_.writer->write(ctx.iteration(), numbers_in(entry));
     ctx.post<extensions::log_entry>(ctx.name(), std::move(entry));
   }
 

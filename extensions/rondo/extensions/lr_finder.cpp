@@ -187,7 +187,7 @@ class range_test {
     saved_.reset();
     if (end.error) return;
     judge();
-    if (!options_.filename.empty() && ctx.is_first_rank())
+    if (!options_.filename.empty() && ctx.is_saver())
       write_file(ctx.out() / options_.filename, json_lines(curve_.points));
   }
 

@@ -155,7 +155,7 @@ class notifier {
         hook_(url, {options.timeout, options.retries, options.retry_delay}) {}
 
   void attach(context& ctx) {
-    speaks_ = ctx.is_first_rank();
+    speaks_ = ctx.is_saver();
     ctx.when_due([this, &ctx] { say(message_, ctx); });
     ctx.on<event::training_started>([this, &ctx] { say(start_, ctx); });
     ctx.on<event::failed>([this, &ctx](const event::failed& e) {

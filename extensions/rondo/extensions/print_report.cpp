@@ -44,7 +44,7 @@ class table_printer {
         terminal_(options_.terminal.value_or(extensions::is_terminal(*options_.out))) {}
 
   void attach(context& ctx) {
-    speaks_ = ctx.is_first_rank();
+    speaks_ = ctx.is_saver();
     ctx.on<extensions::log_entry>([this](const extensions::log_entry& entry) {
       if (options_.log_report.empty() || options_.log_report == entry.source) print(entry.values);
     });

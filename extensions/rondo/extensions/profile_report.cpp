@@ -103,7 +103,7 @@ class profiler {
       : options_(std::move(options)), spans_(false), tally_(options_.store_keys) {}
 
   void attach(context& ctx) {
-    if (!ctx.is_first_rank()) return;
+    if (!ctx.is_saver()) return;
     file_ = std::make_shared<extensions::line_file>(ctx.out() / options_.filename);
     ctx.on<event::training_started>([this, &ctx] { begin(ctx); });
     ctx.on<event::iteration_completed>([this, &ctx] {

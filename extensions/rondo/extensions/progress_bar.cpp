@@ -38,7 +38,7 @@ class progress_display {
         interval_(terminal_ ? options_.update_interval.count() : options_.plain_interval.count()) {}
 
   void attach(context& ctx) {
-    if (!ctx.is_first_rank()) return;
+    if (!ctx.is_saver()) return;
     ctx.on<event::training_started>([this, &ctx] { begin(ctx); });
     ctx.on<event::iteration_completed>([this, &ctx] {
       const double time = time_of(ctx);

@@ -75,10 +75,8 @@ void settings_loader::apply() const {
     *each.present = each.stored;
   }
   for (const auto& each : numbers_)
-    log::warn(
-        fmt::format("data::{}: {} is {} here and {} in the loaded state; the present one is used, and the loaded "
-                    "position counts elements of the present pipeline",
-                    stage_, each.name, each.present, each.stored));
+    log::warn(fmt::format("data::{}: {} is {} here and {} in the loaded state; the present one is used", stage_,
+                          each.name, each.present, each.stored));
 }
 
 }  // namespace rondo::data::detail

@@ -46,76 +46,6 @@ c10d::ReduceOp to_c10d(reduce_op op) {
   return c10d::ReduceOp::SUM;
 }
 
-class over_c10d final : public tensor_backend {
- public:
-  explicit over_c10d(c10::intrusive_ptr<c10d_backend> backend) : backend_(std::move(backend)) {}
-
-  synchronize all_reduce(at::Tensor tensor, reduce_op op, finished then) override {
-    std::vector<at::Tensor> tensors{std::move(tensor)};
-    c10d::AllreduceOptions options;
-    options.reduceOp = to_c10d(op);
-    return watch([&] { return backend_->allreduce(tensors, options); }, std::move(then));
-  }
-
-  synchronize broadcast(at::Tensor tensor, int root, finished then) override {
-    std::vector<at::Tensor> tensors{std::move(tensor)};
-    c10d::BroadcastOptions options;
-    options.rootRank = root;
-    return watch([&] { return backend_->broadcast(tensors, options); }, std::move(then));
-  }
-
-  synchronize all_gather(std::vector<at::Tensor> all, at::Tensor mine, finished then) override {
-    std::vector<std::vector<at::Tensor>> outputs{std::move(all)};
-    std::vector<at::Tensor> inputs{std::move(mine)};
-    return watch([&] { return backend_->allgather(outputs, inputs); }, std::move(then));
-  }
-
-  // Its destructor would wait for operations whose other side is gone, until their timeout.
-  void abandon() noexcept override {
-    static auto* const abandoned = new std::vector<c10::intrusive_ptr<c10d_backend>>();
-    static auto* const mutex = new std::mutex();  // of groups on several threads
-    const std::lock_guard lock(*mutex);
-    abandoned->push_back(backend_);
-  }
-
- private:
-  template <class Start>
-  synchronize watch(Start start, finished then) {
-    c10::intrusive_ptr<c10d::Work> work;
-    try {
-      work = start();
-    } catch (...) {
-      then(std::current_exception());
-      return nullptr;
-    }
-    c10::intrusive_ptr<c10::ivalue::Future> future;
-    try {
-      future = work->getFuture();
-    } catch (const c10::Error&) {
-      // This backend offers no future.
-    }
-    if (!future) {
-      std::thread([work, then = std::move(then)] { then(wait_for(*work)); }).detach();
-      return [work] { work->synchronize(); };
-    }
-    future->addCallback([work, then = std::move(then)](c10::ivalue::Future& done) {
-      then(done.hasError() ? done.exception_ptr() : nullptr);
-    });
-    return [future] { future->wait(); };
-  }
-
-  static std::exception_ptr wait_for(c10d::Work& work) {
-    try {
-      work.wait();
-      return nullptr;
-    } catch (...) {
-      return std::current_exception();
-    }
-  }
-
-  c10::intrusive_ptr<c10d_backend> backend_;
-};
-
 std::string new_token() {
   std::random_device random;
   return fmt::format("{:08x}{:08x}{:08x}{:08x}", random(), random(), random(), random());
@@ -210,35 +140,44 @@ c10::intrusive_ptr<c10d::Store> open_store(const launch& who, const group_option
   }
 }
 
-[[noreturn]] void cannot_find(const launch& who, const std::exception& e) {
-  throw rank_error(fmt::format("rank {} has not found the other ranks: {}", who.rank, without_backtrace(e.what())), {});
+/// c10d's own errors as ours.
+template <class F>
+auto or_rank_error(const launch& who, F meet) {
+  try {
+    return meet();
+  } catch (const error&) {
+    throw;
+  } catch (const std::exception& e) {
+    throw rank_error(fmt::format("rank {} has not found the other ranks: {}", who.rank, without_backtrace(e.what())),
+                     {});
+  }
 }
 
 #ifdef RONDO_WITH_GLOO
 
-c10::intrusive_ptr<c10d_backend> make_gloo(c10::intrusive_ptr<c10d::Store> store, const launch& who,
-                                           const group_options& options) {
-  auto settings = c10d::ProcessGroupGloo::Options::create(options.timeout);
-  const char* interface = std::getenv("GLOO_SOCKET_IFNAME");
-  const bool local = who.local_world_size == who.world_size && interface == nullptr;
-  settings->devices.push_back(interface != nullptr ? c10d::ProcessGroupGloo::createDeviceForInterface(interface)
-                              : local              ? c10d::ProcessGroupGloo::createDeviceForHostname(who.master_addr)
-                                                   : c10d::ProcessGroupGloo::createDefaultDevice());
-  settings->threads = 2;
-  return c10::make_intrusive<c10d::ProcessGroupGloo>(store, who.rank, who.world_size, settings);
+backend_maker maker_of_gloo(const launch& who, const group_options& options) {
+  const bool local = who.local_world_size == who.world_size;
+  return [local, host = who.master_addr, timeout = options.timeout](c10::intrusive_ptr<c10d::Store> store, int rank,
+                                                                    int world_size) {
+    auto settings = c10d::ProcessGroupGloo::Options::create(timeout);
+    const char* interface = std::getenv("GLOO_SOCKET_IFNAME");
+    settings->devices.push_back(interface != nullptr ? c10d::ProcessGroupGloo::createDeviceForInterface(interface)
+                                : local              ? c10d::ProcessGroupGloo::createDeviceForHostname(host)
+                                                     : c10d::ProcessGroupGloo::createDefaultDevice());
+    settings->threads = 2;
+    return c10::make_intrusive<c10d::ProcessGroupGloo>(std::move(store), rank, world_size, settings);
+  };
 }
 
 #endif
 
-c10::intrusive_ptr<c10d_backend> make_backend(const c10::intrusive_ptr<c10d::Store>& store, const launch& who,
-                                              const group_options& options) {
+backend_maker maker_of_backends(const launch& who, const group_options& options) {
 #ifdef RONDO_WITH_GLOO
-  if (options.backend == "gloo") return make_gloo(store, who, options);
+  if (options.backend == "gloo") return maker_of_gloo(who, options);
   throw option_error(
       "backend", options.backend,
       "gloo; any other one (NCCL, MPI, …) as an object, see rondo::distributed::over in rondo/distributed/c10d.hpp");
 #else
-  static_cast<void>(store);
   static_cast<void>(who);
   throw option_error(
       "backend", options.backend,
@@ -249,9 +188,9 @@ c10::intrusive_ptr<c10d_backend> make_backend(const c10::intrusive_ptr<c10d::Sto
 
 /// Backends wait for the others in their constructors, with limits of their own, and hear of nobody's death. So one is
 /// made on a thread that is left to itself when the ranks fail meanwhile, or the limit is over.
-c10::intrusive_ptr<c10d_backend> make_backend_in_time(roll_call& roll, const c10::intrusive_ptr<c10d::Store>& store,
-                                                      const launch& who, const group_options& options,
-                                                      const time_limit& limit) {
+c10::intrusive_ptr<c10d_backend> make_in_time(const backend_maker& make, const c10::intrusive_ptr<c10d::Store>& store,
+                                              roll_call& roll, const launch& who, const group_options& options,
+                                              const time_limit& limit) {
   struct outcome {
     std::mutex mutex;
     std::condition_variable changed;
@@ -265,9 +204,9 @@ c10::intrusive_ptr<c10d_backend> make_backend_in_time(roll_call& roll, const c10
     result->changed.notify_all();
   };
   roll.on_failure(result.get(), failed);
-  std::thread([result, failed, store, who, options] {
+  std::thread([result, failed, make, store, rank = who.rank, world_size = who.world_size] {
     try {
-      auto made = make_backend(store, who, options);
+      auto made = make(store, rank, world_size);
       const std::lock_guard lock(result->mutex);
       result->made = std::move(made);
       result->changed.notify_all();
@@ -283,30 +222,149 @@ c10::intrusive_ptr<c10d_backend> make_backend_in_time(roll_call& roll, const c10
   roll.forget(result.get());
   if (made) return made;
   if (why) std::rethrow_exception(why);
-  throw rank_error(fmt::format("rank {}: the ranks have met, but {} has not connected them within {} ms", who.rank,
-                               options.backend, options.connect_timeout.count()),
+  throw rank_error(fmt::format("rank {}: the ranks have met, but their backend for tensors has not connected them "
+                               "within {} ms",
+                               who.rank, options.connect_timeout.count()),
                    {});
+}
+
+/// The backends of a group and of those that were split off it. Any thread.
+class family {
+ public:
+  using backend = c10::intrusive_ptr<c10d_backend>;
+
+  family() = default;
+  explicit family(backend first) : all_{std::move(first)} {}
+  void add(backend one) {
+    const std::lock_guard lock(mutex_);
+    all_.push_back(std::move(one));
+  }
+  void remove(const backend& one) {
+    const std::lock_guard lock(mutex_);
+    std::erase(all_, one);
+  }
+  /// Their destructors would wait for operations whose other side is gone, until their timeout.
+  void abandon() noexcept {
+    static auto* const abandoned = new std::vector<backend>();
+    static auto* const mutex = new std::mutex();  // of groups on several threads
+    const std::scoped_lock lock(*mutex, mutex_);
+    abandoned->insert(abandoned->end(), all_.begin(), all_.end());
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<backend> all_;
+};
+
+class over_c10d final : public tensor_backend {
+ public:
+  explicit over_c10d(c10::intrusive_ptr<c10d_backend> backend)
+      : backend_(std::move(backend)), kin_(std::make_shared<family>(backend_)) {}
+  /// Makes its backend, and those of its parts, in `store`.
+  over_c10d(backend_maker make, c10::intrusive_ptr<c10d::Store> store, std::shared_ptr<family> kin, roll_call& roll,
+            const launch& who, const group_options& options, const time_limit& limit)
+      : backend_(make_in_time(make, store, roll, who, options, limit)),
+        make_(std::move(make)),
+        store_(std::move(store)),
+        kin_(std::move(kin)) {
+    kin_->add(backend_);
+  }
+  over_c10d(const over_c10d&) = delete;
+  over_c10d& operator=(const over_c10d&) = delete;
+  ~over_c10d() override { kin_->remove(backend_); }
+
+  synchronize all_reduce(at::Tensor tensor, reduce_op op, finished then) override {
+    std::vector<at::Tensor> tensors{std::move(tensor)};
+    c10d::AllreduceOptions options;
+    options.reduceOp = to_c10d(op);
+    return watch([&] { return backend_->allreduce(tensors, options); }, std::move(then));
+  }
+
+  synchronize broadcast(at::Tensor tensor, int root, finished then) override {
+    std::vector<at::Tensor> tensors{std::move(tensor)};
+    c10d::BroadcastOptions options;
+    options.rootRank = root;
+    return watch([&] { return backend_->broadcast(tensors, options); }, std::move(then));
+  }
+
+  synchronize all_gather(std::vector<at::Tensor> all, at::Tensor mine, finished then) override {
+    std::vector<std::vector<at::Tensor>> outputs{std::move(all)};
+    std::vector<at::Tensor> inputs{std::move(mine)};
+    return watch([&] { return backend_->allgather(outputs, inputs); }, std::move(then));
+  }
+
+  std::shared_ptr<tensor_backend> split(roll_call& roll, const std::string& name, const launch& who,
+                                        const group_options& options) override {
+    if (!make_) return nullptr;
+    return std::make_shared<over_c10d>(make_, c10::make_intrusive<c10d::PrefixStore>(name, store_), kin_, roll, who,
+                                       options, time_limit(options.connect_timeout));
+  }
+
+  void abandon() noexcept override { kin_->abandon(); }
+
+ private:
+  template <class Start>
+  synchronize watch(Start start, finished then) {
+    c10::intrusive_ptr<c10d::Work> work;
+    try {
+      work = start();
+    } catch (...) {
+      then(std::current_exception());
+      return nullptr;
+    }
+    c10::intrusive_ptr<c10::ivalue::Future> future;
+    try {
+      future = work->getFuture();
+    } catch (const c10::Error&) {
+      // This backend offers no future.
+    }
+    if (!future) {
+      std::thread([work, then = std::move(then)] { then(wait_for(*work)); }).detach();
+      return [work] { work->synchronize(); };
+    }
+    future->addCallback([work, then = std::move(then)](c10::ivalue::Future& done) {
+      then(done.hasError() ? done.exception_ptr() : nullptr);
+    });
+    return [future] { future->wait(); };
+  }
+
+  static std::exception_ptr wait_for(c10d::Work& work) {
+    try {
+      work.wait();
+      return nullptr;
+    } catch (...) {
+      return std::current_exception();
+    }
+  }
+
+  c10::intrusive_ptr<c10d_backend> backend_;
+  backend_maker make_;
+  c10::intrusive_ptr<c10d::Store> store_;
+  std::shared_ptr<family> kin_;
+};
+
+/// All ranks of the store: first they meet, then their backend is made.
+rendezvous meet_in(const c10::intrusive_ptr<c10d::Store>& store, const backend_maker& make, const launch& who,
+                   const group_options& options, const time_limit& limit) {
+  std::shared_ptr<roll_call> roll;
+  try {
+    roll = meet_at(*store, who, options, limit);
+    auto tensors = std::make_shared<over_c10d>(make, store, std::make_shared<family>(), *roll, who, options, limit);
+    // Whoever keeps the store must not go before all have read it.
+    meet_all(*roll, "rondo/connected", limit.left());
+    return {std::move(roll), std::move(tensors)};
+  } catch (const std::exception& e) {
+    if (roll) roll->leave(without_backtrace(e.what()), {});
+    throw;
+  }
 }
 
 }  // namespace
 
 rendezvous meet_with_c10d(const launch& who, const group_options& options) {
+  const auto make = maker_of_backends(who, options);
   const time_limit limit(options.connect_timeout);
-  std::shared_ptr<roll_call> roll;
-  try {
-    const auto store = open_store(who, options);
-    roll = meet_at(*store, who, options, limit);
-    auto tensors = std::make_shared<over_c10d>(make_backend_in_time(*roll, store, who, options, limit));
-    // Whoever keeps the store must not go before all have read it.
-    meet_all(*roll, "rondo/connected", limit.left());
-    return {std::move(roll), std::move(tensors)};
-  } catch (const error& e) {
-    if (roll) roll->leave(e.what(), {});
-    throw;
-  } catch (const std::exception& e) {
-    if (roll) roll->leave(e.what(), {});
-    cannot_find(who, e);
-  }
+  return or_rank_error(who, [&] { return meet_in(open_store(who, options), make, who, options, limit); });
 }
 
 rank_group over(c10::intrusive_ptr<c10d_backend> backend, c10::intrusive_ptr<c10d::Store> store, const launch& who,
@@ -314,14 +372,15 @@ rank_group over(c10::intrusive_ptr<c10d_backend> backend, c10::intrusive_ptr<c10
   if (backend->getRank() != who.rank || backend->getSize() != who.world_size)
     throw option_error("who", fmt::format("rank {} of {}", who.rank, who.world_size),
                        fmt::format("that of the backend, rank {} of {}", backend->getRank(), backend->getSize()));
-  try {
-    return {meet_at(*store, who, options, time_limit(options.connect_timeout)),
-            std::make_shared<over_c10d>(std::move(backend)), who, options};
-  } catch (const error&) {
-    throw;
-  } catch (const std::exception& e) {
-    cannot_find(who, e);
-  }
+  auto roll = or_rank_error(who, [&] { return meet_at(*store, who, options, time_limit(options.connect_timeout)); });
+  return {std::move(roll), std::make_shared<over_c10d>(std::move(backend)), who, options};
+}
+
+rank_group over(backend_maker make, c10::intrusive_ptr<c10d::Store> store, const launch& who,
+                const group_options& options) {
+  const time_limit limit(options.connect_timeout);
+  auto met = or_rank_error(who, [&] { return meet_in(store, make, who, options, limit); });
+  return {std::move(met.roll), std::move(met.tensors), who, options};
 }
 
 #else

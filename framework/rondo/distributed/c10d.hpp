@@ -7,6 +7,8 @@
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 #endif
 
+#include <functional>
+
 #include "rondo/distributed/rank_group.hpp"
 
 /// For whoever brings a backend or a store of PyTorch's distributed engine. Needs a LibTorch whose c10d headers are
@@ -27,5 +29,15 @@ using c10d_backend = c10d::ProcessGroup;
 /// `rank_group::connect`.
 [[nodiscard]] rank_group over(c10::intrusive_ptr<c10d_backend> backend, c10::intrusive_ptr<c10d::Store> store,
                               const launch& who, const group_options& options = {});
+
+/// Makes a backend for rank `rank` of `world_size`, all of which share `store`.
+using backend_maker =
+    std::function<c10::intrusive_ptr<c10d_backend>(c10::intrusive_ptr<c10d::Store> store, int rank, int world_size)>;
+
+/// The same with a backend that `make` makes, for this group and for each one that is split off it: without, those
+/// exchange no tensors. `make` runs on threads of its own, in parts of the store of their own, and is left to itself
+/// when ranks fail or `connect_timeout` is over: it must own what it uses.
+[[nodiscard]] rank_group over(backend_maker make, c10::intrusive_ptr<c10d::Store> store, const launch& who,
+                              const group_options& options = {});
 
 }  // namespace rondo::distributed

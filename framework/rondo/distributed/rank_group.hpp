@@ -20,6 +20,8 @@ namespace rondo::distributed {
 
 class tensor_backend;
 class roll_call;
+struct meeting;
+enum class meeting_kind : std::uint8_t;
 
 /// How ranks work together.
 struct group_options {
@@ -87,6 +89,15 @@ class rank_group {
   /// with those of another, so that coroutines side by side need not agree on an order. All ranks use the same names.
   [[nodiscard]] rank_group channel(std::string_view name) const;
 
+  /// A group of the ranks that give the same `color`, numbered from 0 in the order of their ranks here: of one machine,
+  /// say, or of one copy of a model. All ranks call it; each gets the group that it belongs to, with orders of its own
+  /// for tensors and everything else, beside those of this one. Completes when the parts' backends for tensors have met
+  /// as well; throws as the other operations, also after `connect_timeout`. Cancelling it ends the group for all.
+  ///
+  /// Who fails in one part ends the whole: the groups fail, and a process leaves them, together. Errors number ranks as
+  /// the group does that all of them have come from. After MPI_Comm_split.
+  [[nodiscard]] task<rank_group> split(std::int64_t color) const;
+
   /// Completes when all ranks have called it.
   [[nodiscard]] task<> barrier(std::optional<std::chrono::milliseconds> timeout = std::nullopt) const;
   /// Whether all say true.
@@ -135,11 +146,17 @@ class rank_group {
   void leave(const std::string& error = "") const noexcept;
 
  private:
+  [[nodiscard]] static task<rank_group> split_off(rank_group whole, std::int64_t color);
+  [[nodiscard]] meeting part_of(meeting_kind kind, std::string_view order = {}) const;
+  [[nodiscard]] int among_all(int rank) const;
+  [[nodiscard]] bool alone() const noexcept { return !roll_ || who_.world_size == 1; }
   template <class Start>
   [[nodiscard]] pending_operation begin(const std::string& what, std::vector<at::Tensor> tensors, Start start) const;
 
-  std::shared_ptr<roll_call> roll_;          // null for a single process
-  std::shared_ptr<tensor_backend> tensors_;  // null for a single process
+  std::shared_ptr<roll_call> roll_;                // null for a single process
+  std::shared_ptr<tensor_backend> tensors_;        // null where there are no others, or no backend
+  int circle_ = 0;                                 // of the roll call
+  std::shared_ptr<const std::vector<int>> ranks_;  // their numbers among all; null for all
   launch who_;
   group_options options_;
   std::string channel_;

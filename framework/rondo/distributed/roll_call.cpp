@@ -23,6 +23,7 @@
 #include <limits>
 #include <map>
 #include <mutex>
+#include <numeric>
 #include <optional>
 #include <set>
 #include <thread>
@@ -112,6 +113,7 @@ using meeting_id = std::pair<std::string, std::int64_t>;
 
 struct part_message {
   meeting_id id;
+  int circle = 0;
   meeting_kind kind = meeting_kind::barrier;
   int root = 0;
   milliseconds timeout{};
@@ -122,6 +124,7 @@ std::string encode(const part_message& part) {
   return message_writer(message_kind::part)
       .text(part.id.first)
       .number(part.id.second)
+      .number(part.circle)
       .byte(static_cast<std::uint8_t>(part.kind))
       .number(part.root)
       .number(part.timeout.count())
@@ -133,6 +136,7 @@ part_message decode_part(message_reader& from) {
   part_message part;
   part.id.first = from.text();
   part.id.second = from.number();
+  part.circle = static_cast<int>(from.number());
   part.kind = static_cast<meeting_kind>(from.byte());
   part.root = static_cast<int>(from.number());
   part.timeout = milliseconds(from.number());
@@ -192,8 +196,8 @@ failure_message decode_failure(message_reader& from) {
 }
 
 std::string name_of(meeting_kind kind) {
-  static constexpr std::array<const char*, 6> names = {"barrier",    "agree",  "broadcast",
-                                                       "all_gather", "gather", "announcement"};
+  static constexpr std::array<const char*, 7> names = {"barrier", "agree",        "broadcast", "all_gather",
+                                                       "gather",  "announcement", "split"};
   const auto index = static_cast<std::size_t>(kind);
   return index < names.size() ? names[index] : "something unknown";
 }
@@ -399,6 +403,31 @@ class connection : public std::enable_shared_from_this<connection> {
 
 // ---- rank 0's side -------------------------------------------------------------------------------------------------
 
+/// Ranks that meet.
+class circle {
+ public:
+  /// In ascending order.
+  explicit circle(std::vector<int> ranks) : ranks_(std::move(ranks)) {}
+
+  [[nodiscard]] static std::shared_ptr<const circle> of_all(std::size_t world_size) {
+    std::vector<int> all(world_size);
+    std::iota(all.begin(), all.end(), 0);
+    return std::make_shared<const circle>(std::move(all));
+  }
+
+  [[nodiscard]] const std::vector<int>& ranks() const { return ranks_; }
+  [[nodiscard]] std::size_t size() const { return ranks_.size(); }
+  /// The place of `rank` among them, if it is one of them.
+  [[nodiscard]] std::optional<std::size_t> place_of(int rank) const {
+    const auto found = std::ranges::lower_bound(ranks_, rank);
+    if (found == ranks_.end() || *found != rank) return std::nullopt;
+    return static_cast<std::size_t>(found - ranks_.begin());
+  }
+
+ private:
+  std::vector<int> ranks_;
+};
+
 /// Decides how every meeting ends. Belongs to the thread of its event loop.
 class hub {
  public:
@@ -410,6 +439,7 @@ class hub {
         to_self_(std::move(to_self)),
         within_operation_(std::move(within_operation)),
         ranks_(static_cast<std::size_t>(world_size)),
+        circles_{circle::of_all(ranks_.size())},
         watch_(events, silence, ranks_.size()),
         inquest_end_(events) {
     accept();
@@ -425,8 +455,10 @@ class hub {
       case message_kind::here:
         ranks_[static_cast<std::size_t>(rank)].within_operation = from.byte() != 0;
         return conclude_if_all_answer();
-      case message_kind::trouble:
-        return trouble(rank, from.text());
+      case message_kind::trouble: {
+        const auto of = circle_of(from.number());
+        return trouble(rank, of, from.text());
+      }
       case message_kind::part:
         return take_part(rank, decode_part(from));
       case message_kind::goodbye:
@@ -475,6 +507,7 @@ class hub {
 
   /// Something has gone wrong, and all are asked whether they are there.
   struct inquest {
+    std::shared_ptr<const circle> of;
     std::string why;
     clock::time_point asked;
     std::optional<meeting_id> missed;  ///< by `missing`; otherwise an operation on tensors has failed
@@ -482,17 +515,34 @@ class hub {
   };
 
   struct open_meeting {
-    open_meeting(const executor& events, const part_message& first, std::size_t world_size)
-        : kind(first.kind),
+    open_meeting(const executor& events, const part_message& first, std::shared_ptr<const circle> who)
+        : of(std::move(who)),
+          kind(first.kind),
           root(first.root),
           announced(first.kind == meeting_kind::same ? first.mine : ""),
-          parts(world_size),
+          parts(of->size()),
           deadline(events) {}
+
+    /// Null: this rank has nothing to do with it.
+    [[nodiscard]] const std::optional<std::string>* part_of(int rank) const {
+      const auto place = of->place_of(rank);
+      return place ? &parts[*place] : nullptr;
+    }
+    [[nodiscard]] bool has(int rank) const {
+      const auto* const part = part_of(rank);
+      return part != nullptr && part->has_value();
+    }
+    [[nodiscard]] bool misses(int rank) const {
+      const auto* const part = part_of(rank);
+      return part != nullptr && !part->has_value();
+    }
+
+    std::shared_ptr<const circle> of;
     meeting_kind kind;
     int root;
     std::string announced;
     clock::time_point begun = clock::now();
-    std::vector<std::optional<std::string>> parts;
+    std::vector<std::optional<std::string>> parts;  ///< of the circle's ranks
     std::size_t here = 0;
     clock::time_point due = clock::time_point::max();
     asio::steady_timer deadline;
@@ -559,26 +609,35 @@ class hub {
 
   void take_part(int rank, part_message part) {
     if (failure_) return;  // it knows, or is about to
-    auto& open = meetings_.try_emplace(part.id, acceptor_.get_executor(), part, ranks_.size()).first->second;
+    const auto who = circle_of(part.circle);
+    const auto place = who->place_of(rank);
+    if (!place) throw error("it comes to a meeting of other ranks");
+    auto& open = meetings_.try_emplace(part.id, acceptor_.get_executor(), part, who).first->second;
     // Whoever has left may have been there before.
     auto gone = those_who_left();
-    std::erase_if(gone, [&](int one) { return open.parts[static_cast<std::size_t>(one)].has_value(); });
+    std::erase_if(gone, [&](int one) { return !open.misses(one); });
     if (!gone.empty())
       return fail({fmt::format("{} left before {}", name_of(gone), description_of(open, part.id)), gone});
     if (open.kind != part.kind || open.root != part.root ||
         (part.kind == meeting_kind::same && open.announced != part.mine)) {
-      const open_meeting other(acceptor_.get_executor(), part, ranks_.size());
+      const open_meeting other(acceptor_.get_executor(), part, who);
       return fail({fmt::format("ranks do different things: rank {} calls {} where others call {}; all ranks must call "
                                "the same operations in the same order",
                                rank, description_of(other, part.id), description_of(open, part.id)),
                    {rank}});
     }
-    auto& mine = open.parts[static_cast<std::size_t>(rank)];
+    auto& mine = open.parts[*place];
     if (mine) return;
     mine = std::move(part.mine);
-    if (++open.here == ranks_.size()) return complete(part.id);
+    if (++open.here == open.parts.size()) return complete(part.id);
     const auto due = clock::now() + part.timeout - margin(part.timeout);
     if (due < open.due) set_deadline(open, part.id, due);
+  }
+
+  [[nodiscard]] const std::shared_ptr<const circle>& circle_of(std::int64_t number) const {
+    if (number < 0 || static_cast<std::size_t>(number) >= circles_.size())
+      throw error("it speaks of a group that nobody knows");
+    return circles_[static_cast<std::size_t>(number)];
   }
 
   static milliseconds margin(milliseconds timeout) { return std::min(longest_margin, timeout / 10); }
@@ -594,19 +653,20 @@ class hub {
   void late(const meeting_id& id) {
     const auto found = meetings_.find(id);
     if (found == meetings_.end() || clock::now() < found->second.due) return;
-    std::vector<int> missing;
-    for (std::size_t rank = 0; rank < ranks_.size(); ++rank)
-      if (!found->second.parts[rank]) missing.push_back(static_cast<int>(rank));
-    hold_inquest({fmt::format("did not come to {} within {}", description_of(found->second, id),
+    auto missing = found->second.of->ranks();
+    std::erase_if(missing, [&](int rank) { return !found->second.misses(rank); });
+    hold_inquest({found->second.of,
+                  fmt::format("did not come to {} within {}", description_of(found->second, id),
                               in_seconds(clock::now() - found->second.begun)),
                   clock::now(), id, std::move(missing)});
   }
 
-  static std::string description_of(const open_meeting& open, const meeting_id& id) {
-    if (open.kind == meeting_kind::same) return open.announced;
+  [[nodiscard]] std::string description_of(const open_meeting& open, const meeting_id& id) const {
+    const auto among = open.of->size() < ranks_.size() ? " of " + name_of(open.of->ranks()) : "";
+    if (open.kind == meeting_kind::same) return open.announced + among;
     const bool rooted = open.kind == meeting_kind::broadcast || open.kind == meeting_kind::gather;
-    return fmt::format("the {}{}{}", name_of(open.kind), rooted ? fmt::format("({})", open.root) : "",
-                       place_of(id.first));
+    return fmt::format("the {}{}{}{}", name_of(open.kind), rooted ? fmt::format("({})", open.root) : "",
+                       place_of(id.first), among);
   }
 
   /// Where they are, if all are not on one machine.
@@ -637,15 +697,16 @@ class hub {
           {number}});
   }
 
-  void trouble(int rank, const std::string& why) {
-    hold_inquest({fmt::format("rank {}: {}", rank, why), clock::now(), std::nullopt, {}});
+  void trouble(int rank, std::shared_ptr<const circle> of, const std::string& why) {
+    hold_inquest({std::move(of), fmt::format("rank {}: {}", rank, why), clock::now(), std::nullopt, {}});
   }
 
   void hold_inquest(inquest about) {
     if (failure_) return;
     if (inquest_) {
       // Those who miss somebody may still get him; an operation that has failed stays so.
-      if (inquest_->missed && !about.missed) *inquest_ = inquest{about.why, inquest_->asked, std::nullopt, {}};
+      if (inquest_->missed && !about.missed)
+        *inquest_ = inquest{about.of, about.why, inquest_->asked, std::nullopt, {}};
       return;
     }
     inquest_ = std::move(about);
@@ -682,7 +743,9 @@ class hub {
     const inquest about = *std::exchange(inquest_, std::nullopt);
     inquest_end_.cancel();
     if (about.missed && !meetings_.contains(*about.missed)) return look_for_the_late();  // they have come after all
-    if (const auto gone = those_who_left(); !about.missed && !gone.empty())
+    auto gone = those_who_left();
+    std::erase_if(gone, [&](int rank) { return !about.of->place_of(rank); });
+    if (!about.missed && !gone.empty())
       return fail({fmt::format("{} left before an operation on tensors ({})", name_of(gone), about.why), gone});
     if (const auto quiet = those_without_answer_to(about); !quiet.empty())
       return fail({fmt::format("{} {} not answer: stopped, or {} machine is down or not reached any more{} ({} {})",
@@ -711,7 +774,7 @@ class hub {
       const auto rank = static_cast<std::size_t>(one);
       // Who has announced something does not wait for it.
       return ranks_[rank].within_operation || std::ranges::any_of(meetings_, [&](const auto& open) {
-               return open.second.kind != meeting_kind::same && open.second.parts[rank].has_value();
+               return open.second.kind != meeting_kind::same && open.second.has(one);
              });
     });
     return blamed.empty() ? about.missing : blamed;
@@ -721,13 +784,14 @@ class hub {
     const auto open = meetings_.extract(id);
     const auto& m = open.mapped();
     if (m.kind == meeting_kind::same) return;  // nobody waits for an answer
+    if (m.kind == meeting_kind::split) return split(m, id);
     answer_message answer{id, {}};
     if (m.kind == meeting_kind::minimum) {
       auto smallest = std::numeric_limits<std::int64_t>::max();
       for (const auto& part : m.parts) smallest = std::min(smallest, number_in(*part));
       answer.all.push_back(std::to_string(smallest));
     } else if (m.kind == meeting_kind::broadcast) {
-      answer.all.push_back(*m.parts.at(static_cast<std::size_t>(m.root)));
+      answer.all.push_back(*m.parts.at(m.of->place_of(m.root).value()));
     }
     const auto same_for_all = encode(answer);
     if (m.kind == meeting_kind::all_gather || m.kind == meeting_kind::gather)
@@ -737,9 +801,21 @@ class hub {
       return fail({fmt::format("what all ranks bring to {} has {} bytes; at most {} can be sent", description_of(m, id),
                                everything.size(), largest_message),
                    {}});
-    for (std::size_t rank = 0; rank < ranks_.size(); ++rank) {
-      const bool wants_all = m.kind == meeting_kind::all_gather || static_cast<int>(rank) == m.root;
-      tell(static_cast<int>(rank), wants_all ? everything : same_for_all);
+    for (const int rank : m.of->ranks())
+      tell(rank, m.kind == meeting_kind::all_gather || rank == m.root ? everything : same_for_all);
+  }
+
+  /// Those who bring the same number are a circle from now on.
+  void split(const open_meeting& whole, const meeting_id& id) {
+    std::map<std::int64_t, std::vector<int>> parts;
+    for (std::size_t place = 0; place < whole.parts.size(); ++place)
+      parts[number_in(*whole.parts[place])].push_back(whole.of->ranks()[place]);
+    for (auto& [color, ranks] : parts) {
+      answer_message answer{id, {std::to_string(circles_.size())}};
+      for (const int rank : ranks) answer.all.push_back(std::to_string(rank));
+      const auto message = encode(answer);
+      circles_.push_back(std::make_shared<const circle>(std::move(ranks)));
+      for (const int rank : circles_.back()->ranks()) tell(rank, message);
     }
   }
 
@@ -756,8 +832,8 @@ class hub {
   void goodbye(int rank, const std::string& reason) {
     ranks_[static_cast<std::size_t>(rank)].left = true;
     if (!reason.empty()) fail({fmt::format("rank {} has failed: {}", rank, reason), {rank}});
-    const auto missed = std::ranges::find_if(
-        meetings_, [&](const auto& meeting) { return !meeting.second.parts[static_cast<std::size_t>(rank)]; });
+    const auto missed =
+        std::ranges::find_if(meetings_, [&](const auto& meeting) { return meeting.second.misses(rank); });
     if (!failure_ && missed != meetings_.end())
       fail({fmt::format("rank {} left before {}", rank, description_of(missed->second, missed->first)), {rank}});
     tell_if_alone();
@@ -799,6 +875,7 @@ class hub {
   std::function<bool()> within_operation_;  // rank 0
   const std::string here_ = name_of_this_machine();
   std::vector<rank_state> ranks_;
+  std::vector<std::shared_ptr<const circle>> circles_;
   silence_watch watch_;
   std::map<meeting_id, open_meeting> meetings_;
   std::optional<inquest> inquest_;
@@ -906,21 +983,22 @@ class member final : public roll_call {
     begin(std::move(part), [](const std::exception_ptr&, const std::vector<std::string>&) {});
   }
 
-  void announce(std::string channel, std::string what, milliseconds timeout) override {
-    asio::post(events_, [this, channel = std::move(channel), what = std::move(what), timeout]() mutable {
+  void announce(meeting what) override {
+    asio::post(events_, [this, what = std::move(what)]() mutable {
       if (failed_ || gone_) return;
-      const auto number = next_number_[channel]++;
-      tell_hub({{std::move(channel), number}, meeting_kind::same, 0, timeout, std::move(what)});
+      const auto number = next_number_[what.channel]++;
+      tell_hub(
+          {{std::move(what.channel), number}, what.circle, meeting_kind::same, 0, what.timeout, std::move(what.mine)});
     });
   }
 
   void operation_begins() noexcept override { ++operations_; }
   void operation_ends() noexcept override { --operations_; }
 
-  void report(std::string why) override {
-    asio::post(events_, [this, why = std::move(why)] {
+  void report(int circle, std::string why) override {
+    asio::post(events_, [this, circle, why = std::move(why)] {
       if (failed_ || gone_) return;
-      send_to_hub(message_writer(message_kind::trouble).text(why).take());
+      send_to_hub(message_writer(message_kind::trouble).number(circle).text(why).take());
       wait_for_conclusion();
     });
   }
@@ -1035,7 +1113,7 @@ class member final : public roll_call {
       if (!cancelled && waiting_.contains(id))
         fail({"rank 0, which must answer, is silent: hanging, stopped, or not reached any more", {0}});
     });
-    tell_hub({id, part.kind, part.root, part.timeout, std::move(part.mine)});
+    tell_hub({id, part.circle, part.kind, part.root, part.timeout, std::move(part.mine)});
   }
 
   // By a coroutine that waits.

@@ -13,14 +13,15 @@
 namespace rondo::distributed {
 
 /// What the ranks do together at one meeting.
-enum class meeting_kind : std::uint8_t { barrier, minimum, broadcast, all_gather, gather, same };
+enum class meeting_kind : std::uint8_t { barrier, minimum, broadcast, all_gather, gather, same, split };
 
 /// One rank's part of a meeting.
 struct meeting {
   meeting_kind kind = meeting_kind::barrier;
-  std::string channel = {};  ///< meetings of one channel follow each other; those of several are independent
-  int root = 0;              ///< of broadcast and gather
-  std::string mine = {};     ///< what this rank brings along; of minimum a number
+  int circle = 0;            ///< who meets: 0 are all ranks, any other number the ranks of one part of a split
+  std::string channel = {};  ///< meetings of one channel, which is of one circle, follow each other; others do not
+  int root = 0;              ///< of broadcast and gather, its rank among all
+  std::string mine = {};     ///< what this rank brings along; of minimum and split a number
   std::chrono::milliseconds timeout = {};
 };
 
@@ -49,9 +50,10 @@ class roll_call {
   /// Where rank 0 listens.
   [[nodiscard]] virtual std::uint16_t port() const noexcept = 0;
 
-  /// Takes part in the next meeting of its channel. Completes on the caller's thread when all ranks have: with the
-  /// contributions of all by rank (all_gather; gather, for the root), of the root (broadcast), with the smallest number
-  /// (minimum), or nothing. Throws `rank_error` within the timeout. Cancellation gives up the answer only.
+  /// Takes part in the next meeting of its channel. Completes on the caller's thread when all ranks of the circle have:
+  /// with the contributions of all by rank (all_gather; gather, for the root), of the root (broadcast), with the
+  /// smallest number (minimum), with the number of the circle of those who bring the same number, and their ranks among
+  /// all (split), or nothing. Throws `rank_error` within the timeout. Cancellation gives up the answer only.
   [[nodiscard]] virtual task<std::vector<std::string>> meet(meeting part) = 0;
 
   /// The same for a thread that has no event loop: blocks.
@@ -60,18 +62,18 @@ class roll_call {
   /// The same for one that does not want the answer: returns at once. A failure is told by later calls.
   virtual void give(meeting part) = 0;
 
-  /// Says what this rank is about to do, in words that are the same on all ranks, in the order of the calls. Returns at
-  /// once. Ranks that say something else, or nothing within the timeout, are a failure.
-  virtual void announce(std::string channel, std::string what, std::chrono::milliseconds timeout) = 0;
+  /// Says what this rank is about to do, in words (`what.mine`) that are the same on all ranks of the circle, in the
+  /// order of the calls. Returns at once. Ranks that say something else, or nothing within the timeout, are a failure.
+  virtual void announce(meeting what) = 0;
 
   /// Counts the operations on tensors that have begun here and are not over: a rank within one waits for others itself,
   /// and is not blamed for what it misses meanwhile. Any thread.
   virtual void operation_begins() noexcept = 0;
   virtual void operation_ends() noexcept = 0;
 
-  /// Says that an operation on tensors has failed here, for a reason that need not tell whose fault it is. Returns at
-  /// once. Rank 0 asks who still answers, and a failure follows within a second that names those who do not.
-  virtual void report(std::string why) = 0;
+  /// Says that an operation of a circle on tensors has failed here, for a reason that need not tell whose fault it is.
+  /// Returns at once. Rank 0 asks who still answers, and a failure follows within a second that names those who do not.
+  virtual void report(int circle, std::string why) = 0;
 
   /// Calls `tell`, on any thread and once, when the ranks cannot meet any more; at once if that is so already. `key`
   /// stands for the caller in `forget`.

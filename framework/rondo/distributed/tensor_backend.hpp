@@ -32,6 +32,10 @@ class tensor_backend {
   virtual synchronize broadcast(at::Tensor tensor, int root, finished then) = 0;
   /// `all` holds a tensor like `mine` for each rank.
   virtual synchronize all_gather(std::vector<at::Tensor> all, at::Tensor mine, finished then) = 0;
+  /// One for some of the ranks, all of which call it with the same `name`; `who` says which of them this is. Blocks
+  /// until all have; any thread. Null if it cannot. Throws `rank_error`.
+  virtual std::shared_ptr<tensor_backend> split(roll_call& roll, const std::string& name, const launch& who,
+                                                const group_options& options) = 0;
   /// The group has failed: nothing waits any more for what is under way.
   virtual void abandon() noexcept = 0;
 };

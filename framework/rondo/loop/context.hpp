@@ -64,8 +64,9 @@ class context {
   [[nodiscard]] const distributed::rank_group& group() const noexcept { return session_.options.group; }
   [[nodiscard]] int rank() const noexcept { return group().rank(); }
   [[nodiscard]] int world_size() const noexcept { return group().world_size(); }
-  /// Whether this is rank 0, which writes files, tables and progress for all.
-  [[nodiscard]] bool is_first_rank() const noexcept { return group().rank() == 0; }
+  /// Whether this is rank 0, which writes files, tables and progress for all (of snapshots, see
+  /// `snapshot_options::saver_rank`).
+  [[nodiscard]] bool is_saver() const noexcept { return group().rank() == 0; }
   /// The name of the extension; "loop" in a training step.
   [[nodiscard]] const std::string& name() const noexcept;
 

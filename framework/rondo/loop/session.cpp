@@ -3,11 +3,11 @@
 #include <fmt/format.h>
 #include <torch/types.h>
 
+#include <algorithm>
 #include <asio/cancellation_state.hpp>
 #include <asio/post.hpp>
 #include <asio/this_coro.hpp>
 #include <asio/use_awaitable.hpp>
-#include <algorithm>
 #include <cassert>
 #include <cmath>
 #include <csignal>
@@ -395,7 +395,14 @@ task<> session::complete_iteration() {
       }
     }
     const bool last = source_->exhausted();
-    if (gradients_of_ >= options.accumulate || (last && gradients_of_ > 0)) {
+    const bool window_ends = gradients_of_ >= options.accumulate || (last && gradients_of_ > 0);
+    // Before anything that waits for ranks which might be in the middle of a window.
+    if (together() && options.accumulate > 1)
+      options.group.require_same(
+          fmt::format("{} in iteration {} (all ranks need the same number of batches, which data::distributed gives "
+                      "them)",
+                      window_ends ? "an update" : "no update", now.iteration + 1));
+    if (window_ends) {
       const trace::span updating(update_span);
       rest = update_now(0);
       if (rest) co_await std::move(*rest);

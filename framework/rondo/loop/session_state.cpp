@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "rondo/data/elastic.hpp"
 #include "rondo/log.hpp"
 #include "rondo/loop/context.hpp"
 #include "rondo/loop/session.hpp"
@@ -167,17 +168,39 @@ state::dict memory_of(const attachment& a) {
 
 bool remembers(const attachment& a) { return !is_empty(memory_of(a)); }
 
-void load_memory(attachment& a, const state::value& memory) {
+/// Of what all ranks see alike.
+void warn_once(const distributed::rank_group& ranks, const std::string& message) {
+  if (ranks.rank() == 0) log::warn(message);
+}
+
+struct place_in_data {
+  state::value data;  ///< for the source
+  std::optional<std::int64_t> position = {};
+  std::int64_t repeated = 0;  ///< samples
+};
+
+/// Batches may be of another size now, or dealt out to another number of ranks.
+place_in_data data_position(const state::value& stored, const state::value& present) {
+  const auto* pass = stored.get_if<state::dict>();
+  const bool counted = pass != nullptr && pass->contains("stages") && pass->at("stream").is_null();
+  if (!counted) return {stored};
+  const auto moved = data::position_in(present, stored);
+  if (moved.position == pass->at("position").as<std::int64_t>()) return {stored};
+  auto data = *pass;
+  data.insert_or_assign("position", moved.position);
+  return {std::move(data), moved.position, moved.repeated};
+}
+
+void load_memory(attachment& a, const state::value& memory, const distributed::rank_group& ranks) {
   a.what.self()->load_state_dict(memory.at("extension"));
   if (a.when) a.when->inner().load_state_dict(memory.at("trigger"));
   const auto* handlers = memory.as<state::dict>().find("handler_triggers");
   if (handlers == nullptr) return;
   const auto& stored = handlers->as<state::list>();
   if (stored.size() != a.handler_gates.size()) {
-    log::warn(
-        fmt::format("extension '{}': {} of its handlers have triggers, {} in the snapshot: these start without a "
-                    "memory",
-                    a.what.name(), a.handler_gates.size(), stored.size()));
+    warn_once(ranks, fmt::format("extension '{}': {} of its handlers have triggers, {} in the snapshot: these start "
+                                 "without a memory",
+                                 a.what.name(), a.handler_gates.size(), stored.size()));
     return;
   }
   for (std::size_t i = 0; i < stored.size(); ++i) a.handler_gates[i]->inner().load_state_dict(stored[i]);
@@ -186,6 +209,7 @@ void load_memory(attachment& a, const state::value& memory) {
 /// Extensions come and go, so that a difference is no error. `warnings` are those to be said if the rest fits.
 std::vector<self_checking> compare_extensions(const std::vector<std::unique_ptr<attachment>>& attached,
                                               const state::dict& root, state::loading& act,
+                                              const distributed::rank_group& ranks,
                                               std::vector<std::string>& warnings) {
   std::vector<self_checking> all;
   if (!root.contains("extensions")) return all;
@@ -199,8 +223,8 @@ std::vector<self_checking> compare_extensions(const std::vector<std::unique_ptr<
   for (const auto& a : attached) {
     const auto found = std::ranges::find(stored, a->what.name(), &stored_object::name);
     if (found != stored.end())
-      all.push_back(
-          {"extensions." + found->name, [to = a.get(), memory = found->memory] { load_memory(*to, *memory); }});
+      all.push_back({"extensions." + found->name,
+                     [to = a.get(), memory = found->memory, &ranks] { load_memory(*to, *memory, ranks); }});
     else if (remembers(*a))
       tell(&state::loading::missing, a->what.name(),
            "the snapshot knows none of that name: it starts without a memory");
@@ -320,12 +344,12 @@ void session::load_state_dict(const state::value& state, const state::load_optio
   compare_optimizers(optimizers, optimizer_types(), root, act, prepared);
   const bool with_gradients = compare_gradients(optimizers, options.accumulate, root, act);
   auto rest = compare_objects(state_objects, root, act, prepared);
-  for (auto& one : compare_extensions(attached_, root, act, warnings)) rest.push_back(std::move(one));
+  for (auto& one : compare_extensions(attached_, root, act, options.group, warnings)) rest.push_back(std::move(one));
   const auto* ours = root.find("rondo");
   if (options.stop_trigger && ours != nullptr)
     rest.push_back({"rondo.stop_trigger", [&] { options.stop_trigger->load_state_dict(ours->at("stop_trigger")); }});
   act.require_fit();
-  for (const auto& warning : warnings) log::warn(warning);
+  for (const auto& warning : warnings) warn_once(options.group, warning);
 
   for (const auto& object : rest) load_or_tell(object, act);
   const auto* stored_execution = root.find("_start_execution");
@@ -350,14 +374,28 @@ void session::load_position(const state::dict& root) {
     return;
   }
   const auto& length = ours->at("epoch_length");
-  if (!length.is_null() && now.epoch_length && length.as<std::int64_t>() != *now.epoch_length)
-    log::warn(fmt::format(
-        "the snapshot was taken with {} iterations per epoch, now there are {}: this epoch goes on after its "
-        "first {} iterations",
-        length.as<std::int64_t>(), *now.epoch_length, ours->get<std::int64_t>("iteration_in_epoch")));
   now.epoch_index = ours->get<std::int64_t>("epoch_index");
-  now.iteration_in_epoch = ours->get<std::int64_t>("iteration_in_epoch");
   now.epoch_end = ours->get<bool>("epoch_end");
+  now.iteration_in_epoch = ours->get<std::int64_t>("iteration_in_epoch");
+  std::int64_t repeated = 0;
+  if (const auto* data = ours->as<state::dict>().find("data")) {
+    const auto place = data_position(*data, source_->state_dict());
+    restored_source_ = place.data;
+    if (place.position) now.iteration_in_epoch = *place.position;
+    repeated = place.repeated;
+  }
+  if (now.epoch_end && source_->length()) now.iteration_in_epoch = *source_->length();
+  if (!now.epoch_end && !length.is_null() && now.epoch_length && length.as<std::int64_t>() != *now.epoch_length)
+    warn_once(options.group,
+              fmt::format("the snapshot was taken with {} iterations per epoch, now there are {}: this epoch goes on "
+                          "after its first {} iterations",
+                          length.as<std::int64_t>(), *now.epoch_length, now.iteration_in_epoch));
+  if (repeated > 0 && !now.epoch_end)
+    warn_once(options.group,
+              fmt::format("no batch begins with the sample with which the snapshot would have gone on: {} samples of "
+                          "this epoch come once more. Snapshots at the end of an epoch, or batches of all ranks that "
+                          "are together as large as before, go on exactly",
+                          repeated));
   if (!now.epoch_length && !length.is_null()) now.epoch_length = length.as<std::int64_t>();
   // A learned length may be that of another epoch; only a range that knows its size can say that this one is over.
   if (source_->length() && now.iteration_in_epoch >= *source_->length()) now.epoch_end = true;
@@ -369,8 +407,8 @@ void session::load_position(const state::dict& root) {
   epoch_begun_ = !now.epoch_end && (begun != nullptr ? begun->as<bool>() : now.iteration_in_epoch > 0);
   if (const auto* environment = known.find("environment"))
     for (const auto& difference : state::environment_differences(*environment, options.device))
-      log::warn("the snapshot was taken elsewhere, so that results may differ in the last bits: " + difference);
-  if (const auto* data = known.find("data")) restored_source_ = *data;
+      warn_once(options.group,
+                "the snapshot was taken elsewhere, so that results may differ in the last bits: " + difference);
   load_unfinished(known);
 }
 

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "rondo/distributed/two_phase_commit.hpp"
 #include "rondo/extensions/snapshot/sharded_directory.hpp"
 #include "rondo/extensions/snapshot/snapshot.hpp"
 #include "rondo/extensions/snapshot/taker.hpp"
@@ -82,12 +83,14 @@ distributed::rank_group snapshot_ranks::channel_of(const snapshot_progress& p) c
   return group_.channel(fmt::format("{}", p.number % channels));
 }
 
-task<> snapshot_ranks::begin(snapshot_progress& p) {
+task<> snapshot_ranks::begin(snapshot_progress& p, const std::exception_ptr& objection, bool in_parts) {
   p.number = begun_++;
   p.begun_by_all = true;
   const auto channel = channel_of(p);
   json mine;
   mine["iteration"] = p.order.info.iteration;
+  mine["objection"] = objection ? message_of(objection) : "";
+  mine["in_parts"] = in_parts;
   mine["random"] = to_json(state::value(state::random_state()));
   const auto texts = co_await channel.gather(to_text(mine), saver_rank_);
   json verdict;
@@ -100,11 +103,11 @@ task<> snapshot_ranks::begin(snapshot_progress& p) {
   const auto told = co_await channel.broadcast(std::move(text), saver_rank_);
   verdict = from_text(told);
   p.attempt = verdict.at("attempt").get<std::string>();
-  const auto objection = verdict.at("objection").get<std::string>();
-  if (objection.empty()) co_return;
+  const auto against = verdict.at("objection").get<std::string>();
+  if (against.empty()) co_return;
   p.begun_by_all = false;
   throw snapshot_error(
-      fmt::format("no snapshot '{}' of iteration {}: {}", p.order.path.string(), p.order.info.iteration, objection));
+      fmt::format("no snapshot '{}' of iteration {}: {}", p.order.path.string(), p.order.info.iteration, against));
 }
 
 /// On the saver: what is against the snapshot, or nothing.
@@ -113,6 +116,12 @@ std::string snapshot_ranks::judge(snapshot_progress& p, const std::vector<std::s
   for (const auto& text : texts) all.push_back(from_text(text));
   const auto elsewhere = those_elsewhere(all, p.order.info.iteration);
   if (!elsewhere.empty()) return elsewhere + "; all ranks must take it together";
+  for (std::size_t rank = 0; rank < all.size(); ++rank)
+    if (const auto objection = all[rank].at("objection").get<std::string>(); !objection.empty())
+      return fmt::format("rank {} has failed: {}", rank, objection);
+  for (std::size_t rank = 1; rank < all.size(); ++rank)
+    if (all[rank].at("in_parts") != all[0].at("in_parts"))
+      return fmt::format("of rank 0 and rank {} one has sharded tensors in its state, and one has not", rank);
   for (const auto& one : all) p.random_states.emplace_back(to_random_state(one.at("random")));
   if (!sharded_) return "";
   try {
@@ -123,23 +132,35 @@ std::string snapshot_ranks::judge(snapshot_progress& p, const std::vector<std::s
   return "";
 }
 
-task<std::vector<std::string>> snapshot_ranks::gather_parts(snapshot_progress& p) {
-  json mine;
-  mine["error"] = p.error ? message_of(p.error) : "";
-  mine["skipped"] = p.skipped.value_or("");
-  const auto channel = channel_of(p);
-  const auto outcomes = co_await channel.gather(to_text(mine), saver_rank_);
-  auto receipts = co_await channel.gather(std::move(p.part_receipt), saver_rank_);
-  for (std::size_t rank = 0; rank < outcomes.size(); ++rank) {
-    const auto outcome = from_text(outcomes[rank]);
-    const auto error = outcome.at("error").get<std::string>();
-    const auto skipped = outcome.at("skipped").get<std::string>();
-    if (!error.empty() && !p.error)
-      p.error = std::make_exception_ptr(snapshot_error(
-          fmt::format("rank {} could not save its part of '{}': {}", rank, p.order.path.string(), error)));
-    if (!skipped.empty() && !p.skipped) p.skipped = fmt::format("rank {}: {}", rank, skipped);
+task<> snapshot_ranks::commit(snapshot_progress& p,
+                              std::function<task<>(std::vector<std::string> receipts)> make_whole) {
+  using distributed::commit_state;
+  distributed::commit_report mine{commit_state::durable, std::move(p.part_receipt)};
+  if (p.error)
+    mine = {commit_state::failed, message_of(p.error)};
+  else if (p.skipped)
+    mine = {commit_state::left_out, *p.skipped};
+  // What has been thrown here is not replaced by its message.
+  auto make = [&p, &make_whole](std::vector<std::string> receipts) -> task<> {
+    try {
+      auto making = make_whole(std::move(receipts));
+      co_await std::move(making);
+    } catch (...) {
+      p.error = std::current_exception();
+      throw;
+    }
+  };
+  auto committing = distributed::two_phase_commit(channel_of(p), saver_rank_, std::move(mine), make);
+  const auto whole = co_await std::move(committing);
+  if (whole.state == commit_state::failed) {
+    p.skipped.reset();
+    if (!p.error)
+      p.error = std::make_exception_ptr(
+          snapshot_error(fmt::format("rank {} could not save its part of '{}', or not make the parts one snapshot: {}",
+                                     whole.rank, p.order.path.string(), whole.text)));
+  } else if (whole.state == commit_state::left_out && !p.skipped) {
+    p.skipped = fmt::format("rank {}: {}", whole.rank, whole.text);
   }
-  co_return receipts;
 }
 
 task<> snapshot_ranks::end(snapshot_progress& p) {
@@ -162,7 +183,6 @@ task<> snapshot_ranks::end(snapshot_progress& p) {
         snapshot_error(fmt::format("rank {} could not save '{}': {}", saver_rank_, p.order.path.string(), error)));
   const auto skipped = outcome.at("skipped").get<std::string>();
   if (!skipped.empty() && !p.skipped) p.skipped = skipped;
-  if (sharded_) co_return;  // the receipt is that of this rank's own part
   p.receipt.target = p.order.path;
   p.receipt.bytes = outcome.at("bytes").get<std::uint64_t>();
   p.receipt.write_seconds = outcome.at("seconds").at(0).get<double>();
@@ -193,10 +213,11 @@ state::value state_of_rank(state::value state, int rank, int world_size) {
   const auto* const ranks = parts.find("ranks");
   const std::size_t saved_by = ranks != nullptr ? ranks->as<state::list>().size() : 1;
   if (saved_by != static_cast<std::size_t>(world_size)) {
-    log::warn(
-        fmt::format("the snapshot was taken by {} ranks, now there are {}: random numbers, and the share of the data "
-                    "that each rank gets, are others from here on",
-                    saved_by, world_size));
+    if (rank == 0)
+      log::warn(
+          fmt::format("the snapshot was taken by {} ranks, now there are {}: random numbers, and the share of the data "
+                      "that each rank gets, are others from here on",
+                      saved_by, world_size));
   } else if (ranks != nullptr) {
     auto random = ranks->as<state::list>()[static_cast<std::size_t>(rank)].at("random");
     parts.insert_or_assign("random", std::move(random));

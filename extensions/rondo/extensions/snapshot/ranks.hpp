@@ -1,6 +1,8 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -29,14 +31,16 @@ class snapshot_ranks {
   /// The saver's answer to a question that ranks may answer differently.
   [[nodiscard]] task<bool> saver_says(bool mine);
 
-  /// Before a snapshot is captured. Completes when all ranks are there; throws `snapshot_error` on all of them when
-  /// they are not at the same iteration, or when there can be no directory for their parts. On the saver, `p` gets the
-  /// states of all ranks' random generators.
-  [[nodiscard]] task<> begin(snapshot_progress& p);
-  /// When this rank's part of a sharded snapshot is durable, or there will be none: gives the saver all receipts, by
-  /// rank, and what has gone wrong on any rank in `p`.
-  [[nodiscard]] task<std::vector<std::string>> gather_parts(snapshot_progress& p);
-  /// When it has been saved, or not: the saver tells what has become of it, which the others take over into `p`.
+  /// Before a snapshot is captured. Completes when all ranks are there; throws `snapshot_error` on all of them when one
+  /// has an objection, when they are not at the same iteration, when some have a state in parts and some have not, or
+  /// when there can be no directory for their parts. On the saver, `p` gets the states of all ranks' random generators.
+  [[nodiscard]] task<> begin(snapshot_progress& p, const std::exception_ptr& objection, bool in_parts);
+  /// When this rank's part of a sharded snapshot is durable, or there will be none: all learn in `p` what has become of
+  /// the whole, which the saver makes by `make_whole` of all parts' receipts, by rank
+  /// (`distributed::two_phase_commit`).
+  [[nodiscard]] task<> commit(snapshot_progress& p,
+                              std::function<task<>(std::vector<std::string> receipts)> make_whole);
+  /// When one file has been saved, or not: the saver tells what has become of it, which the others take over into `p`.
   [[nodiscard]] task<> end(snapshot_progress& p);
 
   /// The saver's texts, on all ranks.

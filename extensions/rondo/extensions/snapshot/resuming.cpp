@@ -39,11 +39,11 @@ task<> resuming::from_newest(snapshot_directory& directory) {
   co_await tell_rejected(rejected);
   if (chosen == nullptr) {
     if (!rejected.empty()) throw all_rejected(ctx_.out(), rejected);
-    if (ctx_.is_first_rank()) log::info(fmt::format("no snapshot in '{}': a fresh start", ctx_.out().string()));
+    if (ctx_.is_saver()) log::info(fmt::format("no snapshot in '{}': a fresh start", ctx_.out().string()));
     co_return;
   }
   load(*chosen, *state);
-  if (!ctx_.is_first_rank()) co_return;
+  if (!ctx_.is_saver()) co_return;
   // An object has no iteration.
   const auto place = settings_.whole_loop ? fmt::format(" (iteration {})", ctx_.iteration()) : std::string();
   log::info(fmt::format("resuming from '{}'{}", chosen->string(), place));
@@ -96,7 +96,7 @@ task<> resuming::from_file(std::filesystem::path file) {
   } else {
     load(file, sound_state(file));
   }
-  if (ctx_.is_first_rank()) log::info(fmt::format("resuming from '{}', as asked for", file.string()));
+  if (ctx_.is_saver()) log::info(fmt::format("resuming from '{}', as asked for", file.string()));
 }
 
 state::value resuming::sound_state(const std::filesystem::path& file) const {
@@ -119,7 +119,8 @@ void resuming::load(const std::filesystem::path& file, const state::value& state
 
 task<> resuming::tell_rejected(const std::vector<rejected_snapshot>& rejected) {
   for (const auto& bad : rejected) {
-    log::warn(fmt::format("passing over the damaged snapshot '{}': {}", bad.path.string(), bad.reason));
+    if (ctx_.is_saver())
+      log::warn(fmt::format("passing over the damaged snapshot '{}': {}", bad.path.string(), bad.reason));
     auto rest = ctx_.emit<event::snapshot_rejected>(bad.path, bad.reason);
     if (rest) co_await std::move(*rest);
   }

@@ -245,7 +245,7 @@ class snapshot_extension {
     s.check = [this](const std::filesystem::path& path) { refuse_other_owner(path); };
     s.describe = [this](checkpoint::snapshot_info& info) { describe(info); };
     s.missing = [this](const extensions::snapshot_progress& done) {
-      if (!done.order.info.mid_iteration) taken_at_ = -1;
+      if (done.order.regular_of == taken_at_) taken_at_ = -1;
     };
     s.durable = [this](const extensions::snapshot_progress& done) { is_durable(done); };
     s.failed = [this](const extensions::snapshot_progress& done) { has_failed(done); };
@@ -292,6 +292,7 @@ class snapshot_extension {
     if (taken_at_ == ctx_->execution()) co_return;
     taken_at_ = ctx_->execution();
     auto regular = order("", false);
+    regular.regular_of = taken_at_;
     regular.insist = ended_ || ctx_->stop_requested();  // there will be no other
     co_await taker_->take(std::move(regular));
   }

@@ -90,22 +90,47 @@ void snapshot_taker::prepare() {
 /// Everything up to the point where training may go on.
 task<> snapshot_taker::begin(progress p) {
   try {
-    auto rest = ctx_.emit<event::snapshot_started>(p->order.path, p->order.info.iteration, p->order.alone);
-    if (rest) co_await std::move(*rest);
-    if (settings_.ranks && !p->order.alone) {
-      co_await settings_.ranks->begin(*p);
-      co_await put_together(p);
-    }
-    if (saver_is_elsewhere(p))
-      co_await watch_saver(p);
-    else
-      co_await save(p);
+    co_await come_together(p);
+    if (!saver_is_elsewhere(p)) co_await save(p);
   } catch (...) {
     p->error = std::current_exception();
   }
   if (p->in_background) co_return;
+  const bool training_goes_on = settings_.writer->memory() != nullptr;
+  if (p->begun_by_all && training_goes_on) {
+    go_on_without_it(p);
+    co_return;
+  }
   give_back(p);
   co_await tell_ranks(p);
+}
+
+/// All ranks begin, or none does. What goes wrong before is not thrown before the others know: they would wait.
+task<> snapshot_taker::come_together(progress p) {
+  const bool together = settings_.ranks && !p->order.alone;
+  std::exception_ptr objection;
+  state::value state;
+  try {
+    auto rest = ctx_.emit<event::snapshot_started>(p->order.path, p->order.info.iteration, p->order.alone);
+    if (rest) co_await std::move(*rest);
+    if (together && !is_sharded(p)) state = settings_.collect();
+  } catch (...) {
+    objection = std::current_exception();
+  }
+  if (together) {
+    // For one file, a state of which each rank has a part only is gathered, while all ranks are here.
+    const bool in_parts = !objection && !is_sharded(p) && has_sharded(state);
+    std::exception_ptr refused;
+    try {
+      co_await settings_.ranks->begin(*p, objection, in_parts);
+    } catch (...) {
+      refused = std::current_exception();
+    }
+    if (refused && !objection) std::rethrow_exception(refused);
+    const auto& group = settings_.ranks->group();
+    if (in_parts && !objection) p->whole = co_await distributed::consolidate(std::move(state), group);
+  }
+  if (objection) std::rethrow_exception(objection);
 }
 
 bool snapshot_taker::saver_is_elsewhere(const progress& p) const {
@@ -122,15 +147,6 @@ std::filesystem::path snapshot_taker::file_of(const progress& p) const {
   return attempt_directory(p->order.path, p->attempt) / std::to_string(settings_.ranks->group().rank());
 }
 
-/// For one file: a state of which each rank has a part only is gathered, while all ranks are here.
-task<> snapshot_taker::put_together(progress p) {
-  if (is_sharded(p)) co_return;
-  auto state = settings_.collect();
-  if (!has_sharded(state)) co_return;
-  const auto& group = settings_.ranks->group();
-  p->whole = co_await distributed::consolidate(std::move(state), group);
-}
-
 task<> snapshot_taker::save(progress p) {
   settings_.check(p->order.path);
   if (auto* const memory = settings_.writer->memory())
@@ -141,14 +157,11 @@ task<> snapshot_taker::save(progress p) {
     co_await write_now(p);
 }
 
-/// Training goes on as the saver's does.
-task<> snapshot_taker::watch_saver(progress p) {
-  p->order.pause.leave();
-  const bool training_goes_on = settings_.writer->memory() != nullptr;
-  if (!training_goes_on) co_return;
+/// Another rank saves it, or this one does not: training goes on, as it does on the others, until they know of it.
+void snapshot_taker::go_on_without_it(progress p) {
   p->in_background = true;
+  give_back(p);
   ctx_.spawn([this, p]() -> task<> {
-    give_back(p);
     co_await tell_ranks(p);
     co_await conclude(p);
   });
@@ -171,16 +184,9 @@ task<> snapshot_taker::tell_ranks(progress p) {
 
 /// The second half of a sharded snapshot: when all parts are durable, the saver makes them one.
 task<> snapshot_taker::settle(progress p) {
-  auto receipts = co_await settings_.ranks->gather_parts(*p);
-  const bool all_well = !p->error && !p->skipped;
-  if (all_well && settings_.ranks->saves()) {
-    try {
-      co_await commit(p, std::move(receipts));
-    } catch (...) {
-      p->error = std::current_exception();
-    }
-  }
-  co_await settings_.ranks->end(*p);
+  auto make_whole = [this, p](std::vector<std::string> receipts) { return commit(p, std::move(receipts)); };
+  auto committing = settings_.ranks->commit(*p, make_whole);
+  co_await std::move(committing);
 }
 
 task<> snapshot_taker::commit(progress p, std::vector<std::string> receipts) {

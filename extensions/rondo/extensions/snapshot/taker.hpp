@@ -32,6 +32,8 @@ struct snapshot_order {
   bool awaited = false;
   /// Whether this rank takes it without the others.
   bool alone = false;
+  /// Of which `context::execution` it is the regular one, if it is one.
+  std::optional<std::int64_t> regular_of = {};
   /// Keeps training between two iterations until the state has been captured.
   wait_group::member pause = {};
 };
@@ -108,9 +110,9 @@ class snapshot_taker {
   using progress = std::shared_ptr<snapshot_progress>;
 
   task<> begin(progress p);
+  task<> come_together(progress p);
   task<> save(progress p);
-  task<> watch_saver(progress p);
-  task<> put_together(progress p);
+  void go_on_without_it(progress p);
   task<> tell_ranks(progress p);
   task<> settle(progress p);
   task<> commit(progress p, std::vector<std::string> receipts);

@@ -2,8 +2,8 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
-#include <optional>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -13,15 +13,16 @@
 
 namespace rondo::testing {
 
-/// The operating system's file system on a disk that is full when the `nth` file (from 1) is to be created, and stays
-/// so.
-class full_disk final : public writing::file_system {
+/// The operating system's file system on a disk on which something happens, `then`, whenever a file is to be created,
+/// from the `nth` (from 1) on.
+class bad_disk final : public writing::file_system {
  public:
-  explicit full_disk(std::int64_t nth) : nth_(nth), below_(writing::posix_file_system()) {}
+  using happening = std::function<void(const writing::path& file)>;
+
+  bad_disk(std::int64_t nth, happening then) : nth_(nth), then_(std::move(then)) {}
 
   std::unique_ptr<writing::output_file> create(const writing::path& file, std::uint64_t expected_size) override {
-    if (++created_ >= nth_)
-      throw io_error("write", file, std::make_error_code(std::errc::no_space_on_device), "make room on the disk");
+    if (++created_ >= nth_) then_(file);
     return below_->create(file, expected_size);
   }
   std::uint64_t sync_file(const writing::path& file) override { return below_->sync_file(file); }
@@ -36,14 +37,16 @@ class full_disk final : public writing::file_system {
 
  private:
   std::int64_t nth_;
+  happening then_;
   std::atomic<std::int64_t> created_ = 0;
-  std::shared_ptr<writing::file_system> below_;
+  std::shared_ptr<writing::file_system> below_ = writing::posix_file_system();
 };
 
-/// The operating system's file system, on a disk that fills up if `nth` is there.
-inline std::shared_ptr<writing::file_system> disk_that_fills_up(std::optional<std::int64_t> nth) {
-  if (nth) return std::make_shared<full_disk>(*nth);
-  return writing::posix_file_system();
+/// Such a happening.
+inline bad_disk::happening fails_with(std::errc why) {
+  return [why](const writing::path& file) {
+    throw io_error("write", file, std::make_error_code(why), "use another disk");
+  };
 }
 
 }  // namespace rondo::testing
