@@ -87,7 +87,8 @@ TEST_CASE("a group that makes its backends is split together with its tensors", 
     const auto whole = distributed::over(gloo, shared, who(rank));
     require(sum_of_ranks(whole, rank) == 3, "the whole sums");
     rank_group part;
-    testing::run_task([&]() -> task<> { part = co_await whole.split(rank == 0 ? 0 : 1); });
+    const int color = rank == 0 ? 0 : 1;
+    testing::run_task([&]() -> task<> { part = co_await whole.split(color); });
     require(sum_of_ranks(part, rank) == (rank == 0 ? 0 : 3), "a part sums");
     whole.leave();
   });
@@ -98,7 +99,8 @@ TEST_CASE("a group over one backend is split without tensors", "[distributed][c1
     const auto backend = gloo(c10::make_intrusive<c10d::PrefixStore>("own", shared), rank, world_size);
     const auto whole = distributed::over(backend, shared, who(rank));
     rank_group part;
-    testing::run_task([&]() -> task<> { part = co_await whole.split(rank == 0 ? 0 : 1); });
+    const int color = rank == 0 ? 0 : 1;
+    testing::run_task([&]() -> task<> { part = co_await whole.split(color); });
     testing::run_task([&]() -> task<> { co_await part.barrier(); });
     if (rank > 0) {
       try {
