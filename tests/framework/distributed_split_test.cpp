@@ -1,12 +1,18 @@
 // Groups that are parts of a group.
 
 #include <fmt/format.h>
+#include <torch/nn/functional/loss.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/optim/sgd.h>
 #include <torch/types.h>
 
 #include <asio/error.hpp>
 #include <asio/system_error.hpp>
 #include <atomic>
 #include <chrono>
+#include <cstddef>
+#include <filesystem>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -14,9 +20,12 @@
 #include "rondo/async/scope.hpp"
 #include "rondo/async/timer.hpp"
 #include "rondo/distributed/rank_group.hpp"
+#include "rondo/extensions.hpp"
+#include "rondo/rondo.hpp"
 #include "support/catch.hpp"
 #include "support/ranks.hpp"
 #include "support/run_task.hpp"
+#include "support/temporary_directory.hpp"
 
 namespace distributed_split_test {
 
@@ -34,6 +43,8 @@ namespace {
 void require(bool holds, const std::string& what) {
   if (!holds) throw std::logic_error(what);
 }
+
+std::size_t index_of(int rank) { return static_cast<std::size_t>(rank); }
 
 rank_group split(const rank_group& whole, std::int64_t color) {
   rank_group part;
@@ -248,6 +259,51 @@ TEST_CASE("a rank that does not come to a split is named, and one that gives it 
   });
   CHECK(message_of(given_up[0]).find("a split was cancelled") != std::string::npos);
   CHECK(message_of(given_up[2]).find("a split was cancelled") != std::string::npos);
+}
+
+namespace {
+
+/// Trains on the ranks of a group with snapshots and gives the parameters.
+at::Tensor train(const rank_group& group, const std::filesystem::path& out, double slope) {
+  auto model = std::make_shared<torch::nn::LinearImpl>(1, 1);
+  {
+    const torch::NoGradGuard no_grad;
+    for (auto& p : model->parameters()) p.fill_(0.5);
+  }
+  torch::optim::SGD optimizer(model->parameters(), 0.1);
+  const auto x = torch::arange(16.0).view({16, 1}) / 16;
+  const data::tensor_dataset samples{x, slope * x};
+  auto batches = samples | data::shuffle(1) | data::distributed(group.rank(), group.world_size()) | data::batch(2);
+  loop training(model, optimizer, batches, torch::nn::functional::mse_loss,
+                {.max_iterations = 6, .out = out, .group = group});
+  training | snapshot({.mode = snapshot_mode::sharded, .saver_rank = 1}).triggered(every(rondo::iterations(3)));
+  training.run();
+  return torch::cat({model->weight.detach().flatten(), model->bias.detach()});
+}
+
+}  // namespace
+
+TEST_CASE("each part trains a loop of its own, as a group of that size does", "[distributed][split]") {
+  const testing::temporary_directory out;
+  std::vector<at::Tensor> found(4);
+  on_ranks(4, [&](const rank_group& whole) {
+    const int color = whole.rank() % 2;
+    const auto part = split(whole, color);
+    found.at(index_of(whole.rank())) = train(part, out / std::to_string(color), color == 0 ? 2.0 : -3.0);
+    run_task([&]() -> task<> { co_await whole.barrier(); });
+  });
+  std::vector<at::Tensor> expected(2);
+  on_ranks(2, [&](const rank_group& group) {
+    const auto of_this = train(group, out / "alone", 2.0);
+    if (group.rank() == 0) expected[0] = of_this;
+  });
+  on_ranks(2, [&](const rank_group& group) {
+    const auto of_this = train(group, out / "alone too", -3.0);
+    if (group.rank() == 0) expected[1] = of_this;
+  });
+  for (int rank = 0; rank < 4; ++rank) CHECK(torch::equal(found.at(index_of(rank)), expected.at(index_of(rank % 2))));
+  for (const char* const color : {"0", "1"})
+    CHECK(std::filesystem::exists(out / color / "snapshot_iter_6" / "complete"));
 }
 
 }  // namespace distributed_split_test

@@ -29,6 +29,7 @@
 #include "rondo/loop/loop.hpp"
 #include "rondo/loop/requeue.hpp"
 #include "support/catch.hpp"
+#include "support/default_dispositions.hpp"
 #include "support/messages.hpp"
 #include "support/small_loops.hpp"
 #include "support/temporary_directory.hpp"
@@ -39,33 +40,13 @@ using namespace rondo;
 using namespace rondo::literals;
 using rondo::testing::contains;
 using rondo::testing::counting_loop;
+using rondo::testing::default_dispositions;
 using rondo::testing::journal;
 using rondo::testing::message_of;
 using rondo::testing::problem;
 using rondo::testing::temporary_directory;
 
 namespace {
-
-/// The test runner has handlers of its own, which the loop would call as well.
-class default_dispositions {
- public:
-  default_dispositions() {
-    for (std::size_t i = 0; i < numbers.size(); ++i) {
-      struct sigaction by_default {};
-      by_default.sa_handler = SIG_DFL;
-      sigaction(numbers[i], &by_default, &before_[i]);
-    }
-  }
-  ~default_dispositions() {
-    for (std::size_t i = 0; i < numbers.size(); ++i) sigaction(numbers[i], &before_[i], nullptr);
-  }
-  default_dispositions(const default_dispositions&) = delete;
-  default_dispositions& operator=(const default_dispositions&) = delete;
-
- private:
-  static constexpr std::array<int, 3> numbers = {SIGINT, SIGTERM, SIGUSR1};
-  std::array<struct sigaction, 3> before_{};
-};
 
 /// A training with two evaluators and a log, in which a signal may arrive at the `at`-th of the places where it can.
 struct signalled {
@@ -89,8 +70,10 @@ struct signalled {
     rondo::loop l(p.model, p.optimizer, p.batches(), step, {.max_epochs = 3, .out = out});
     const auto count = [this](const char* who) {
       return [this, who](context& ctx) {
-        ctx.on<event::iteration_completed>([this, who, &ctx] { seen.push_back(who + std::to_string(ctx.iteration())); });
-        ctx.on<event::epoch_completed>([this, who, &ctx] { seen.push_back(who + ("e" + std::to_string(ctx.epoch()))); });
+        ctx.on<event::iteration_completed>(
+            [this, who, &ctx] { seen.push_back(who + std::to_string(ctx.iteration())); });
+        ctx.on<event::epoch_completed>(
+            [this, who, &ctx] { seen.push_back(who + ("e" + std::to_string(ctx.epoch()))); });
       };
     };
     // Asks for a point after every batch.
@@ -118,8 +101,9 @@ struct signalled {
           ctx.on<event::iteration_completed>(every(3_iterations), evaluate(ctx, "first", 3));
         }).at_priority(priority::writer);
     l | make_extension("after", count("a")).at_priority(priority::writer);
-    l | make_extension("second", [&](context& ctx) { ctx.on<event::epoch_completed>(evaluate(ctx, "second", 2)); })
-            .at_priority(priority::editor);
+    l | make_extension("second", [&](context& ctx) {
+          ctx.on<event::epoch_completed>(evaluate(ctx, "second", 2));
+        }).at_priority(priority::editor);
     l | make_extension("reader", count("r"));
     l | log_report({.trigger = every(1_iterations)});
     l | snapshot({.n_retains = 2, .autoload = true}).triggered(every(5_iterations));
@@ -543,9 +527,7 @@ TEST_CASE("SIGUSR1 is not caught in a loop that nobody saves", "[loop][signals]"
   struct sigaction before {};
   sigaction(SIGUSR1, &mine, &before);
   auto l = counting_loop(2, {.max_epochs = 1});
-  l | make_extension("raises", [&](context& ctx) {
-    ctx.on<event::epoch_completed>([] { std::raise(SIGUSR1); });
-  });
+  l | make_extension("raises", [&](context& ctx) { ctx.on<event::epoch_completed>([] { std::raise(SIGUSR1); }); });
   l.run();
   sigaction(SIGUSR1, &before, nullptr);
   REQUIRE(called == 1);

@@ -606,7 +606,8 @@ TEST_CASE("everybody hears of the end, whatever the others throw", "[loop][error
     ctx.on<event::training_completed>([&] { seen.push_back("completed"); });
     ctx.on<event::failed>([&] { seen.push_back("failed"); });
   }) | make_extension("late", [&](context& ctx) -> task<> {
-    while (const auto* e = co_await ctx.next<event::epoch_completed>()) seen.push_back("epoch " + std::to_string(e->epoch));
+    while (const auto* e = co_await ctx.next<event::epoch_completed>())
+      seen.push_back("epoch " + std::to_string(e->epoch));
     seen.push_back("wakes up");
   });
   REQUIRE(message_of<std::runtime_error>([&] { l.run(); }) == "at the end");
@@ -679,6 +680,14 @@ TEST_CASE("a run that is abandoned with its event loop leaves nothing behind", "
   struct sigaction after {};
   sigaction(SIGPIPE, nullptr, &after);
   REQUIRE(after.sa_handler == before.sa_handler);
+}
+
+TEST_CASE("a coroutine that goes on asking for events after the end gets an error", "[loop][coroutine]") {
+  auto l = counting_loop(3, {.max_iterations = 2});
+  l | make_extension("deaf", [](context& ctx) -> task<> {
+    for (;;) static_cast<void>(co_await ctx.next<event::iteration_completed>());
+  });
+  REQUIRE(contains(message_of<error>([&] { l.run(); }), "'deaf' calls ctx.next() again and again"));
 }
 
 }  // namespace loop_test

@@ -264,7 +264,8 @@ TEST_CASE("retention and autoload leave the files of another extension with the 
   const counting training;
   auto loop = training.loop(dir.path(), 6);
   loop | snapshot({.n_retains = 1}).triggered(rondo::at({2_iterations, 4_iterations, 6_iterations})) |
-      snapshot({.target = state::stateful_ref(training.model)})
+      snapshot({.filename = [](const context& ctx) { return "snapshot_iter_" + std::to_string(ctx.iteration()); },
+                .target = state::stateful_ref(training.model)})
           .named("model_only")
           .triggered(rondo::at({3_iterations}));
   loop.run();

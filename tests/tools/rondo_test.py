@@ -411,6 +411,25 @@ def numbers(first, *shape):
     return (torch.arange(torch.Size(shape).numel()) + first).float().view(shape)
 
 
+def test_verify_among_others(tool, folder):
+    """What is surely no checkpoint is skipped, unless nothing else was named."""
+    good = tool.snapshot(os.path.join(folder, "good"), 5, "snapshot")
+    log = os.path.join(folder, "log")
+    with open(log, "w", encoding="ascii") as file:
+        file.write('{"train/loss": 1}\n' * 1000)
+    os.mkdir(os.path.join(folder, "charts"))
+    text, _ = tool.expect(0, "verify", good, log, os.path.join(folder, "charts"))
+    assert text.count("skipped, no checkpoint") == 2 and "good" in text, text
+    tool.expect(1, "verify", log)
+    # What only begins like none is damaged.
+    with open(good, "r+b") as file:
+        file.write(b"\0" * 100)
+    empty = os.path.join(folder, "empty")
+    open(empty, "w", encoding="ascii").close()
+    for damaged in (good, empty):
+        assert f"{damaged}: skipped" not in tool.expect(1, "verify", damaged, log)[0]
+
+
 def test_consolidate(tool, folder):
     for ranks in [1, 3, 8]:
         path = sharded(tool, os.path.join(folder, f"by_{ranks}"), 5, ranks)
@@ -686,7 +705,7 @@ def main():
 
         for test in [test_usage, test_inspect, test_verify, test_any_damage_is_found, test_extract,
                      test_endless_views_are_refused, test_convert, test_diff, test_latest, test_prune,
-                     test_consolidate, test_diff_of_sharded_snapshots, test_consolidate_of_what_is_damaged, test_sharded_snapshots_among_others,
+                     test_verify_among_others, test_consolidate, test_diff_of_sharded_snapshots, test_consolidate_of_what_is_damaged, test_sharded_snapshots_among_others,
                      test_what_is_no_file, test_terminals_and_pipes, test_an_interrupted_write_leaves_no_piece]:
             test(tool, folder(test.__name__))
         test_mutations(tool, folder("mutations"), arguments.mutations)

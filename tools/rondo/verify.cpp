@@ -2,8 +2,12 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <array>
+#include <filesystem>
+#include <fstream>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "commands.hpp"
@@ -46,6 +50,20 @@ outcome verify_file(const std::string& named) {
   return report(named, problems_of(file), kind_of(file), file.records().entries().size(), file.records().file().size());
 }
 
+/// Whether it is surely something else: a text, such as a log, or a directory without what makes a sharded snapshot. A
+/// checkpoint whose beginning is damaged is neither.
+bool is_no_checkpoint(const std::filesystem::path& named) {
+  if (std::filesystem::is_directory(named)) return !sharded_directory(named);
+  std::array<char, 4096> head{};
+  std::ifstream in(named, std::ios::binary);
+  in.read(head.data(), head.size());
+  const std::string_view read(head.data(), static_cast<std::size_t>(in.gcount()));
+  return !read.empty() && std::ranges::all_of(read, [](char c) {
+    const auto byte = static_cast<unsigned char>(c);
+    return byte >= 0x20 ? byte != 0x7f : byte == '\n' || byte == '\r' || byte == '\t';
+  });
+}
+
 }  // namespace
 
 action verify_command(CLI::App& app) {
@@ -55,6 +73,10 @@ action verify_command(CLI::App& app) {
   return [files] {
     auto worst = outcome::good;
     for (const auto& file : *files) {
+      if (files->size() > 1 && is_no_checkpoint(file)) {
+        fmt::print("{}: skipped, no checkpoint\n", printable(file));
+        continue;
+      }
       const auto result = run([&] { return verify_file(file); });
       worst = std::max(worst, result);
     }

@@ -173,7 +173,7 @@ class data_parallel::reducer : public std::enable_shared_from_this<reducer> {
   void begin(std::int64_t samples, bool last_of_window) {
     if (samples < 0) throw option_error("samples", fmt::format("{}", samples), "0 or more");
     if (alone()) return;
-    samples_ = samples_.value_or(0) + samples;
+    samples_of_window = samples_of_window.value_or(0) + samples;
     refresh_buckets();
     armed_ = options_.overlap && last_of_window && accumulating == 0;
     if (!armed_) return;
@@ -191,7 +191,7 @@ class data_parallel::reducer : public std::enable_shared_from_this<reducer> {
     if (failed) std::rethrow_exception(failed);
     while (next_ < buckets_.size()) send(buckets_[next_++]);
     next_ = 0;
-    samples_.reset();
+    samples_of_window.reset();
     for (auto& each : buckets_) {
       auto sent = std::move(*each.sent);
       each.sent.reset();
@@ -206,6 +206,7 @@ class data_parallel::reducer : public std::enable_shared_from_this<reducer> {
   }
 
   int accumulating = 0;
+  std::optional<std::int64_t> samples_of_window;
 
  private:
   [[nodiscard]] std::int64_t bucket_bytes() const {
@@ -303,7 +304,7 @@ class data_parallel::reducer : public std::enable_shared_from_this<reducer> {
 
   void send(bucket& b) {
     const c10::AutoGradMode no_grad(false);
-    const auto weight = static_cast<double>(samples_.value_or(1));
+    const auto weight = static_cast<double>(samples_of_window.value_or(1));
     b.flat.zero_();
     std::vector<double> notes;
     std::int64_t offset = 0;
@@ -357,11 +358,10 @@ class data_parallel::reducer : public std::enable_shared_from_this<reducer> {
   std::vector<named_tensor> trainable_;
   std::vector<bucket> buckets_;
   std::vector<hook> hooks_;
-  std::size_t next_ = 0;                 // the bucket that is to be sent next
-  std::optional<std::int64_t> samples_;  // of the window
-  bool armed_ = false;                   // whether the next `backward` sends
-  std::mutex mutex_;                     // autograd may have several threads, one for each device
-  std::exception_ptr failed_;            // while sending from `backward`
+  std::size_t next_ = 0;       // the bucket that is to be sent next
+  bool armed_ = false;         // whether the next `backward` sends
+  std::mutex mutex_;           // autograd may have several threads, one for each device
+  std::exception_ptr failed_;  // while sending from `backward`
 };
 
 data_parallel::data_parallel(std::shared_ptr<torch::nn::Module> model, rank_group group, data_parallel_options options)
@@ -376,6 +376,10 @@ task<> data_parallel::finish() { return reducer_->finish(); }
 task<> data_parallel::broadcast_buffers() { return reducer_->broadcast_buffers(); }
 data_parallel::accumulation data_parallel::no_sync() { return accumulation(reducer_->accumulating); }
 data_parallel::accumulation::~accumulation() { --depth_; }
+std::optional<std::int64_t> data_parallel::samples_of_window() const noexcept { return reducer_->samples_of_window; }
+void data_parallel::resume_window(std::optional<std::int64_t> samples) noexcept {
+  reducer_->samples_of_window = samples;
+}
 std::size_t data_parallel::bucket_count() const { return reducer_->bucket_count(); }
 
 }  // namespace rondo::distributed

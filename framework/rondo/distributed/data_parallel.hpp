@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "rondo/async/task.hpp"
 #include "rondo/distributed/rank_group.hpp"
@@ -81,6 +82,11 @@ class data_parallel {
   };
   /// For windows of several batches (in Python: `no_sync`). Must not outlive this.
   [[nodiscard]] accumulation no_sync();
+
+  /// Of how many samples this rank has gradients that wait for `finish`; none between windows. For a state.
+  [[nodiscard]] std::optional<std::int64_t> samples_of_window() const noexcept;
+  /// Goes on with such a window, whose gradients the parameters have.
+  void resume_window(std::optional<std::int64_t> samples) noexcept;
 
   /// How many messages the gradients are sent in.
   [[nodiscard]] std::size_t bucket_count() const;

@@ -27,6 +27,7 @@ class early_stopping_trigger {
     return at_limit || stale_ >= patience_;
   }
   bool same_on_all_ranks() const { return limit_.same_on_all_ranks(); }
+  bool judges_values() const { return true; }
   std::string str() const {
     return fmt::format("'{}' without improvement for {} checks, or {}", mean_.key(), patience_, limit_.str());
   }

@@ -17,6 +17,7 @@ class combined {
   }
   std::string str() const { return fmt::format("({} {} {})", a_.str(), both_ ? "and" : "or", b_.str()); }
   bool same_on_all_ranks() const { return a_.same_on_all_ranks() && b_.same_on_all_ranks(); }
+  bool judges_values() const { return a_.judges_values() || b_.judges_values(); }
   state::value state_dict() const { return state::dict{{"a", a_.state_dict()}, {"b", b_.state_dict()}}; }
   void load_state_dict(const state::value& state) {
     a_.load_state_dict(state.at("a"));
@@ -36,6 +37,7 @@ class negated {
   bool due(const moment& now) { return !a_.due(now); }
   std::string str() const { return "not " + a_.str(); }
   bool same_on_all_ranks() const { return a_.same_on_all_ranks(); }
+  bool judges_values() const { return a_.judges_values(); }
   state::value state_dict() const { return a_.state_dict(); }
   void load_state_dict(const state::value& state) { a_.load_state_dict(state); }
 

@@ -51,6 +51,10 @@ class trigger {
   /// default: no.
   [[nodiscard]] bool same_on_all_ranks() const { return self_->same_on_all_ranks(); }
 
+  /// Whether it fires because of a value that was reported, such as a new best: a snapshot that it takes is not to be
+  /// replaced at other moments. A concrete trigger says so by a member `bool judges_values() const`; default: no.
+  [[nodiscard]] bool judges_values() const { return self_->judges_values(); }
+
   /// The memory of the trigger; an empty dict for one that has none.
   [[nodiscard]] state::value state_dict() const { return self_->state_dict(); }
   void load_state_dict(const state::value& state) { self_->load_state_dict(state); }
@@ -61,6 +65,7 @@ class trigger {
     virtual bool due(const moment&) = 0;
     virtual std::string str() const = 0;
     virtual bool same_on_all_ranks() const = 0;
+    virtual bool judges_values() const = 0;
     virtual state::value state_dict() const = 0;
     virtual void load_state_dict(const state::value&) = 0;
     virtual std::unique_ptr<base> clone() const = 0;
@@ -83,6 +88,12 @@ class trigger {
     bool same_on_all_ranks() const override {
       if constexpr (requires { concrete.same_on_all_ranks(); })
         return concrete.same_on_all_ranks();
+      else
+        return false;
+    }
+    bool judges_values() const override {
+      if constexpr (requires { concrete.judges_values(); })
+        return concrete.judges_values();
       else
         return false;
     }

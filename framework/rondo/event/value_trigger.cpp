@@ -20,6 +20,7 @@ class best_value_trigger {
     return true;
   }
   bool same_on_all_ranks() const { return true; }
+  bool judges_values() const { return true; }
   std::string str() const { return what_ + " of '" + mean_.key() + "', checked " + mean_.check_str(); }
   state::value state_dict() const {
     return state::dict{{"mean", mean_.state_dict()}, {"best", best_ ? state::value(*best_) : state::value()}};

@@ -1,5 +1,7 @@
 #include "rondo/loop/context.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
 #include "rondo/async/trace.hpp"
@@ -72,6 +74,18 @@ bool context::listening() const {
 }
 
 int context::priority() const noexcept { return self_ != nullptr ? self_->what.priority() : priority::reader; }
+
+const trigger* context::own_trigger() const noexcept {
+  return self_ != nullptr && self_->when ? &self_->when->inner() : nullptr;
+}
+
+void context::throw_asked_after_end() const {
+  throw error(
+      fmt::format("extension '{}' calls ctx.next() again and again after the end of the run, where it gives the "
+                  "null pointer: end the coroutine then, as `while (const auto* e = co_await ctx.next<E>())` "
+                  "does",
+                  name()));
+}
 
 std::shared_ptr<gate> context::own_gate() const {
   if (self_ == nullptr) return nullptr;

@@ -101,15 +101,23 @@ class context {
     subscribe<event::iteration_completed>(subscription{priority(), own_gate(), false, name()}, std::move(handler));
   }
 
+  /// The trigger of the extension (`extension::triggered`); null if it has none.
+  [[nodiscard]] const trigger* own_trigger() const noexcept;
+
   /// For a coroutine extension: acknowledges the event that it has been working on, and waits for the next `E`, which
-  /// stays valid until the next call of `next`. nullptr when the run is over. Events that are emitted while the
-  /// extension waits for something else are missed. Cancellation ends the wait with nullptr.
+  /// stays valid until the next call of `next`. nullptr when the run is over; whoever asks again and again after that
+  /// gets an error. Events that are emitted while the extension waits for something else are missed. Cancellation ends
+  /// the wait with nullptr.
   template <class E>
   [[nodiscard]] task<const E*> next() {
     session_.assert_home();
-    listener<E>& mine = listener_for<E>();
+    typed_listener<E>& mine = listener_for<E>();
     settle();
-    return mine.box.next();
+    if (mine.subscription.box.closed()) {
+      if (mine.has_ended) throw_asked_after_end();
+      mine.has_ended = true;
+    }
+    return mine.subscription.box.next();
   }
 
   /// Delivers an `E` made from `args` now; see `bus::emit` for how to await the rest.
@@ -298,6 +306,7 @@ class context {
   struct typed_listener final : any_listener {
     [[nodiscard]] bool waiting() const override { return subscription.box.waiting(); }
     listener<E> subscription;
+    bool has_ended = false;  ///< and was asked since
   };
 
   template <class E, class F>
@@ -310,7 +319,7 @@ class context {
   }
 
   template <class E>
-  listener<E>& listener_for() {
+  typed_listener<E>& listener_for() {
     auto& mine = listeners_[std::type_index(typeid(E))];
     if (!mine) {
       auto made = std::make_unique<typed_listener<E>>();
@@ -318,9 +327,10 @@ class context {
       session_.events.listen<E>(subscription{priority(), nullptr, false, name()}, made->subscription);
       mine = std::move(made);
     }
-    return static_cast<typed_listener<E>&>(*mine).subscription;
+    return static_cast<typed_listener<E>&>(*mine);
   }
 
+  [[noreturn]] void throw_asked_after_end() const;
   [[nodiscard]] int priority() const noexcept;
   [[nodiscard]] std::shared_ptr<gate> own_gate() const;
   [[nodiscard]] rondo::acknowledgement& acknowledgement();

@@ -286,6 +286,7 @@ class session {
   requests requested_;
   std::unique_ptr<rank_link> rank_link_;                               // null for a process alone
   std::vector<std::unique_ptr<distributed::data_parallel>> parallel_;  ///< one for each model
+  std::optional<std::int64_t> restored_samples_;                       ///< of an accumulation window
   bool gradients_joined_ = false;
 };
 

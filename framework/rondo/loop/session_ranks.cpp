@@ -65,6 +65,7 @@ task<> session::begin_together() {
   for (const auto& m : models)
     parallel_.push_back(std::make_unique<distributed::data_parallel>(m.module, options.group, options.data_parallel));
   for (const auto& model : parallel_) co_await model->broadcast_state();
+  for (const auto& model : parallel_) model->resume_window(restored_samples_);
 }
 
 /// Before anything that waits for the other ranks, which might be elsewhere.

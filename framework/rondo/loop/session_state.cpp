@@ -20,6 +20,7 @@
 #include "rondo/state/loading.hpp"
 #include "rondo/state/optimizer.hpp"
 #include "rondo/state/random.hpp"
+#include "rondo/state/sharded_tensor.hpp"
 
 namespace rondo::detail {
 
@@ -252,6 +253,84 @@ std::vector<at::Tensor> parameters_of(const std::vector<named_optimizer>& optimi
   return parameters;
 }
 
+// ---- gradients of several ranks ----
+
+/// By how many ranks each with gradients of its own they were saved; 0 for a single process.
+std::int64_t ranks_of(const state::value& gradients) {
+  const auto* ranks = gradients.as<state::dict>().find("ranks");
+  return ranks != nullptr ? ranks->as<std::int64_t>() : 0;
+}
+
+std::vector<std::int64_t> sizes_for_ranks(const at::Tensor& parameter, const state::value& gradients) {
+  auto sizes = parameter.sizes().vec();
+  if (const auto ranks = ranks_of(gradients); ranks > 0) sizes.insert(sizes.begin(), ranks);
+  return sizes;
+}
+
+/// A tensor of which each rank has one row.
+state::value row_of(const at::Tensor& mine, const distributed::rank_group& ranks) {
+  state::sharded_tensor whole;
+  whole.sizes = mine.sizes().vec();
+  whole.sizes.insert(whole.sizes.begin(), ranks.world_size());
+  whole.dtype = mine.scalar_type();
+  std::vector<std::int64_t> offsets(whole.sizes.size(), 0);
+  offsets[0] = ranks.rank();
+  whole.pieces.push_back({std::move(offsets), mine.unsqueeze(0)});
+  return whole.to_value();
+}
+
+/// The gradients of all ranks, of which each has some samples.
+state::dict gradients_of_ranks(const std::vector<at::Tensor>& parameters, std::int64_t samples,
+                               const distributed::rank_group& ranks) {
+  const auto defined = at::zeros({static_cast<std::int64_t>(parameters.size())}, at::kByte);
+  state::list all;
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    const auto& gradient = parameters[i].grad();
+    if (gradient.defined()) defined[static_cast<std::int64_t>(i)] = 1;
+    all.push_back(row_of(gradient.defined() ? gradient.detach() : at::zeros_like(parameters[i].detach()), ranks));
+  }
+  return {{"ranks", std::int64_t{ranks.world_size()}},
+          {"samples", row_of(at::scalar_tensor(samples, at::kLong), ranks)},
+          {"defined", row_of(defined, ranks)},
+          {"tensors", std::move(all)}};
+}
+
+/// What this rank goes on with: what it had or, if there is another number of ranks, the mean over all that there were,
+/// which is the same on every rank.
+class part_of_window {
+ public:
+  part_of_window(const distributed::rank_group& ranks, const state::value& gradients)
+      : rows_(gradients.get<state::list>("tensors")),
+        defined_(gradients.get<at::Tensor>("defined").to(at::kLong)),
+        weights_(gradients.get<at::Tensor>("samples").to(at::kDouble)) {
+    const auto before = ranks_of(gradients);
+    if (before == ranks.world_size()) own_ = ranks.rank();
+    samples_ = own_ ? gradients.get<at::Tensor>("samples")[*own_].item<std::int64_t>()
+                    : gradients.get<at::Tensor>("samples").sum().item<std::int64_t>() / ranks.world_size();
+  }
+
+  [[nodiscard]] std::int64_t samples() const { return samples_; }
+
+  /// Undefined where nobody had one.
+  [[nodiscard]] at::Tensor gradient(std::size_t parameter) const {
+    const auto& rows = rows_[parameter].as<at::Tensor>();
+    const auto there = defined_.select(1, static_cast<std::int64_t>(parameter));
+    if (own_) return there[*own_].item<std::int64_t>() != 0 ? rows[*own_] : at::Tensor();
+    if (there.sum().item<std::int64_t>() == 0) return {};
+    const auto total = std::max(weights_.sum().item<double>(), 1.0);
+    at::Tensor sum = at::zeros_like(rows[0]);
+    for (std::int64_t rank = 0; rank < rows.size(0); ++rank) sum += rows[rank] * weights_[rank].item<double>();
+    return sum / total;
+  }
+
+ private:
+  const state::list& rows_;
+  at::Tensor defined_;
+  at::Tensor weights_;
+  std::optional<std::int64_t> own_;
+  std::int64_t samples_ = 0;
+};
+
 void check_gradients(const state::value& stored, std::int64_t accumulate, const std::vector<at::Tensor>& parameters) {
   const auto window = stored.get<std::int64_t>("accumulate");
   if (window != accumulate)
@@ -267,7 +346,7 @@ void check_gradients(const state::value& stored, std::int64_t accumulate, const 
     const auto* gradient = tensors[i].get_if<at::Tensor>();
     if (gradient == nullptr)
       throw state_error(std::to_string(i), "expected Tensor or None, found " + tensors[i].type_name());
-    if (gradient->sizes() != parameters[i].sizes())
+    if (gradient->sizes() != sizes_for_ranks(parameters[i], stored))
       throw state_error(std::to_string(i), "has another shape than the parameter");
   }
   static_cast<void>(stored.get<std::int64_t>("iterations"));
@@ -464,6 +543,13 @@ state::value session::random() const {
 state::value session::gradients() const {
   // Those of an unfinished iteration are a part of nothing: it will be done again.
   if (gradients_of_ == 0 || mid_iteration()) return {};
+  if (together()) {
+    const auto samples = parallel_.empty() ? std::nullopt : parallel_.front()->samples_of_window();
+    auto stored = gradients_of_ranks(parameters_of(optimizers), samples.value_or(0), options.group);
+    stored.insert_or_assign("iterations", gradients_of_);
+    stored.insert_or_assign("accumulate", options.accumulate);
+    return stored;
+  }
   state::list all;
   for (const auto& parameter : parameters_of(optimizers)) {
     auto& stored = all.emplace_back();
@@ -477,11 +563,15 @@ void session::load_gradients(const state::value& ours) {
   const auto& stored = ours.at("gradients");
   const auto& tensors = stored.get<state::list>("tensors");
   const auto parameters = parameters_of(optimizers);
+  std::optional<part_of_window> part;
+  if (ranks_of(stored) > 0) part.emplace(options.group, stored);
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     if (tensors[i].is_null()) continue;
-    parameters[i].mutable_grad() =
-        tensors[i].as<at::Tensor>().to(parameters[i].device(), parameters[i].scalar_type(), false, true);
+    const auto gradient = part ? part->gradient(i) : tensors[i].as<at::Tensor>();
+    if (gradient.defined())
+      parameters[i].mutable_grad() = gradient.to(parameters[i].device(), parameters[i].scalar_type(), false, true);
   }
+  if (part) restored_samples_ = part->samples();
   gradients_of_ = stored.get<std::int64_t>("iterations");
 }
 

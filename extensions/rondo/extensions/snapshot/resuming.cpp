@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "rondo/extensions/snapshot/snapshot.hpp"
+#include "rondo/extensions/snapshot/snapshot_directory.hpp"
 #include "rondo/log.hpp"
 
 namespace rondo::extensions {
@@ -78,6 +79,7 @@ task<std::optional<state::value>> resuming::try_to_read(std::filesystem::path fi
   try {
     state = sound_state(file);
   } catch (const std::exception& e) {
+    if (is_lack_of_rights(e)) throw;  // and not go on from an older one
     why = e.what();
   } catch (...) {
     why = "an unknown exception";

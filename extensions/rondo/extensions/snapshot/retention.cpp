@@ -60,6 +60,7 @@ retention best(std::int64_t k, std::string key, better direction) {
     std::vector<std::pair<double, std::size_t>> ranked;
     for (std::size_t i = 0; i < all.size(); ++i)
       if (const auto value = metric_of(all[i], key)) ranked.emplace_back(higher ? -*value : *value, i);
+    if (ranked.empty()) keep.assign(keep.size(), true);  // nobody knows which is the best
     std::sort(ranked.begin(), ranked.end());  // equal values: the newer one, which has the smaller index, first
     const auto count = std::min(ranked.size(), static_cast<std::size_t>(k));
     for (std::size_t i = 0; i < count; ++i) keep[ranked[i].second] = true;

@@ -1,6 +1,7 @@
 #include "rondo/extensions/snapshot/snapshot.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <chrono>
@@ -52,6 +53,14 @@ std::string checked_plain_name(const std::string& name) {
   return writing::file_name_template(escaped, {}).format({});
 }
 
+/// Emitted by every snapshot of the loop before training: which files it writes, and whether it is one to go on from.
+struct snapshot_here {
+  const void* extension;
+  std::string name;
+  std::string filename;  ///< empty where a function makes it
+  bool selective;        ///< its trigger judges values: what it keeps is not to be replaced at other moments
+};
+
 class snapshot_extension {
  public:
   explicit snapshot_extension(snapshot_options options) : options_(std::move(options)) {
@@ -73,8 +82,14 @@ class snapshot_extension {
                        [&ctx](const std::string& name) { return name != ctx.name() && ctx.has_extension(name); });
     taker_.emplace(ctx, taker_settings());
     metrics_.clear();
+    warned_of_metrics_ = false;
     cost_.reset();
     taken_at_ = -1;
+    const auto* const when = ctx.own_trigger();
+    selective_ = when != nullptr && when->judges_values();
+    another_to_go_on_from_ = false;
+    ctx.on<snapshot_here>([this](const snapshot_here& other) { meet(other); });
+    ctx.on<event::training_started>([this]() -> task<> { return introduce(); });
     ctx.on<event::training_started>([this] {
       begun_at_ = ctx_->execution();
       if (saves()) extensions::remove_stale_attempts(ctx_->out());
@@ -83,7 +98,7 @@ class snapshot_extension {
     if (options_.autoload || options_.resume_from) ctx.on<event::restoring>([this]() -> task<> { return restore(); });
     ctx.on<event::iteration_completed>([this] { after_iteration(); });
     ctx.when_due([this]() -> task<> { return take_when_due(); });
-    ctx.on<event::iteration_completed>(trigger(wanted_trigger{this}), [this]() -> task<> { return take_regular(); });
+    ctx.on<event::iteration_completed>(trigger(wanted_trigger{this}), [this]() -> task<> { return take_besides(); });
     if (saves_loop()) ctx.on<event::snapshot_requested>([this]() -> task<> { return take_on_request(); });
     if (options_.snapshot_on_error) ctx.on<event::failed>([this]() -> task<> { return take_after_error(); });
     if (options_.report) ctx.on<event::iteration_started>([this] { report(); });
@@ -113,6 +128,30 @@ class snapshot_extension {
     std::string str() const { return "when a snapshot is wanted"; }
     bool same_on_all_ranks() const { return true; }
   };
+
+  // ---- other snapshots of the loop
+  // -----------------------------------------------------------------------------------
+
+  task<> introduce() {
+    const auto* const text = std::get_if<std::string>(&options_.filename);
+    auto rest = ctx_->emit<snapshot_here>(this, ctx_->name(), text != nullptr ? *text : std::string(),
+                                          selective_ || !saves_loop());
+    if (rest) co_await std::move(*rest);
+  }
+
+  void meet(const snapshot_here& other) {
+    if (other.extension == this) return;
+    const auto* const text = std::get_if<std::string>(&options_.filename);
+    if (text != nullptr && *text == other.filename)
+      throw option_error("filename",
+                         fmt::format("'{}' of both the extensions '{}' and '{}'", *text, other.name, ctx_->name()),
+                         "a name of its own for each, or they would replace each other's files");
+    if (!other.selective) another_to_go_on_from_ = true;
+  }
+
+  /// Whether what others ask for (signals, requests, the end of training) is for this one. A selective one leaves it to
+  /// those that are made to go on from, if there are any.
+  [[nodiscard]] bool serves() const { return !selective_ || !another_to_go_on_from_ || options_.final; }
 
   // ---- ranks -------------------------------------------------------------------------------------------------------
 
@@ -282,15 +321,49 @@ class snapshot_extension {
       if (const auto* found = ctx_->reported().find(key)) metrics_[key] = found->value();
   }
 
+  /// Once, when an epoch is over, so that everybody has had an occasion to report.
+  void warn_about_unknown_metrics() {
+    if (!options_.retain || warned_of_metrics_ || ctx_->epoch() < 1 || !saves()) return;
+    std::vector<std::string> unknown;
+    for (const auto& key : options_.retain->metrics())
+      if (!metrics_.contains(key)) unknown.push_back("'" + key + "'");
+    if (unknown.empty()) return;
+    warned_of_metrics_ = true;
+    std::vector<std::string> known;
+    ctx_->reported().for_each([&](const std::string& key, const observation&) { known.push_back(key); });
+    log::warn(
+        fmt::format("{}: nobody has reported {} so far, by which retain::best ranks: no snapshot is removed for it "
+                    "until somebody does; reported in this iteration: {}",
+                    ctx_->name(), fmt::join(unknown, ", "), fmt::join(known, ", ")));
+  }
+
   [[nodiscard]] bool wanted_besides() const {
+    if (!serves()) return false;
     return (saves_loop() && ctx_->snapshot_wanted()) || (options_.final && ctx_->stop_requested()) || preempted();
   }
 
   [[nodiscard]] bool preempted() const { return options_.on_signal && ctx_->stop_signal().has_value(); }
 
+  /// Not because of the trigger.
+  task<> take_besides() {
+    if (!selective_) return take_regular();
+    return take_preempted();
+  }
+
+  /// The file that the trigger has asked for stays.
+  task<> take_preempted() {
+    if (taken_at_ == ctx_->execution()) co_return;
+    taken_at_ = ctx_->execution();
+    auto preempted = order(std::string(extensions::preempted_suffix), false);
+    preempted.regular_of = taken_at_;
+    preempted.insist = ended_ || ctx_->stop_requested();
+    co_await taker_->take(std::move(preempted));
+  }
+
   task<> take_regular() {
     if (taken_at_ == ctx_->execution()) co_return;
     taken_at_ = ctx_->execution();
+    warn_about_unknown_metrics();
     auto regular = order("", false);
     regular.regular_of = taken_at_;
     regular.insist = ended_ || ctx_->stop_requested();  // there will be no other
@@ -298,8 +371,10 @@ class snapshot_extension {
   }
 
   task<> take_on_request() {
+    if (!serves()) co_return;
     const bool in_the_middle = ctx_->mid_iteration();
-    auto wanted = order(in_the_middle ? ".mid_iteration" : "", in_the_middle);
+    const auto* const suffix = in_the_middle ? ".mid_iteration" : selective_ ? extensions::preempted_suffix.data() : "";
+    auto wanted = order(suffix, in_the_middle);
     wanted.insist = wanted.awaited = true;
     if (!in_the_middle) wanted.pause = ctx_->hold_training();
     co_await taker_->take(std::move(wanted));
@@ -323,12 +398,12 @@ class snapshot_extension {
     // A signal may have stopped training between two iterations, and the last snapshot may have been skipped.
     // What one rank wants now, the others no longer hear of.
     const bool asked_for = saves_loop() && !ranks_ && ctx_->snapshot_wanted();
-    const bool wanted = options_.final || preempted() || asked_for;
+    const bool wanted = serves() && (options_.final || preempted() || asked_for);
     const bool trained = ctx_->execution() != begun_at_;
     const bool missing = wanted && !failed && trained && taken_at_ != ctx_->execution();
     std::exception_ptr error;
     try {
-      if (missing) co_await take_regular();
+      if (missing) co_await take_besides();
     } catch (...) {
       error = std::current_exception();
     }
@@ -356,6 +431,8 @@ class snapshot_extension {
                       .metrics = info.metrics},
                      info.mid_iteration);
     if (options_.retain && !info.mid_iteration) directory_->retain(*options_.retain, info.iteration, done.order.path);
+    if (done.order.path.string().ends_with(extensions::preempted_suffix))
+      directory_->remove_preempted_but(done.order.path);
   }
 
   void has_failed(const extensions::snapshot_progress& done) const {
@@ -438,8 +515,11 @@ class snapshot_extension {
   std::optional<extensions::snapshot_taker> taker_;
   std::map<std::string, double> metrics_;
   std::optional<cost> cost_;
-  std::int64_t taken_at_ = -1;  // execution number of the last regular snapshot
-  std::int64_t begun_at_ = -1;  // execution number when training started
+  bool warned_of_metrics_ = false;
+  bool selective_ = false;              // the trigger judges values
+  bool another_to_go_on_from_ = false;  // is in this loop
+  std::int64_t taken_at_ = -1;          // execution number of the last regular snapshot
+  std::int64_t begun_at_ = -1;          // execution number when training started
   bool ended_ = false;
   std::weak_ptr<int> in_use_;  // by a run
 };

@@ -48,7 +48,20 @@ bool begins_like_a_checkpoint(const std::filesystem::path& file) {
   return bytes.starts_with("PK\x03\x04") && bytes.find("/data.pkl") != std::string_view::npos;
 }
 
+bool is_preempted(const std::filesystem::path& file) { return file.string().ends_with(preempted_suffix); }
+
+std::string without_preempted(std::string name) {
+  if (name.ends_with(preempted_suffix)) name.resize(name.size() - preempted_suffix.size());
+  return name;
+}
+
 }  // namespace
+
+bool is_lack_of_rights(const std::exception& e) {
+  const auto* system = dynamic_cast<const io_error*>(&e);
+  return system != nullptr &&
+         (system->code() == std::errc::permission_denied || system->code() == std::errc::operation_not_permitted);
+}
 
 snapshot_directory::snapshot_directory(std::filesystem::path directory, std::string owner,
                                        std::optional<writing::file_name_template> names, bool has_manifest,
@@ -68,6 +81,7 @@ std::vector<snapshot_record> snapshot_directory::list(std::vector<rejected_snaps
     try {
       if (auto record = record_of(entry)) found.push_back(std::move(*record));
     } catch (const std::exception& e) {
+      if (is_lack_of_rights(e)) throw;
       const bool gone = !inspect(path) && entry.kind == writing::file_kind::regular;
       if (rejected != nullptr && !gone) rejected->push_back({path, e.what()});
     }
@@ -114,13 +128,23 @@ void snapshot_directory::retain(const retention& policy, std::int64_t now,
                                 const std::filesystem::path& newest) noexcept {
   try {
     auto all = list();
-    std::erase_if(all, [&](const snapshot_record& r) { return r.iteration > now || r.foreign; });
+    std::erase_if(all,
+                  [&](const snapshot_record& r) { return r.iteration > now || r.foreign || is_preempted(r.path); });
     const auto keep = policy.keep(all, seconds_now());
     for (std::size_t i = 0; i < all.size(); ++i) {
       if (keep[i] || all[i].path == newest) continue;
       remove(all[i].path);
       known_.erase(all[i].path.filename().string());
     }
+  } catch (const std::exception& e) {
+    log::warn(std::string("old snapshots cannot be removed: ") + e.what());
+  }
+}
+
+void snapshot_directory::remove_preempted_but(const std::filesystem::path& newest) noexcept {
+  try {
+    for (const auto& one : list())
+      if (is_preempted(one.path) && one.path != newest) remove(one.path);
   } catch (const std::exception& e) {
     log::warn(std::string("old snapshots cannot be removed: ") + e.what());
   }
@@ -154,14 +178,14 @@ std::optional<std::string> snapshot_directory::other_owner(const std::filesystem
 }
 
 bool snapshot_directory::may_be_ours(const writing::directory_entry& entry) const {
-  if (names_) return names_->parse(entry.name).has_value();
+  if (names_) return names_->parse(without_preempted(entry.name)).has_value();
   const auto path = directory_ / entry.name;
   const bool may_be = entry.kind == writing::file_kind::regular || checkpoint::is_sharded(path);
   return may_be && !entry.name.starts_with('.') && begins_like_a_checkpoint(telling_file(path));
 }
 
 snapshot_record snapshot_directory::record_by_name(const std::filesystem::path& file) const {
-  const auto values = names_->parse(file.filename().string());
+  const auto values = names_->parse(without_preempted(file.filename().string()));
   snapshot_record record;
   record.path = file;
   record.iteration = std::get<std::int64_t>(values->find("iteration")->second);

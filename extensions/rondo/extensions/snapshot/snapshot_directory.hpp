@@ -1,11 +1,13 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <filesystem>
 #include <functional>
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "rondo/extensions/snapshot/retention.hpp"
@@ -20,6 +22,13 @@ struct rejected_snapshot {
   std::string reason;
 };
 
+/// What follows the name of a snapshot that was taken at another moment than its trigger has asked for, so that it does
+/// not replace one that has been. Such a one is resumed from, and retention neither counts nor removes it.
+inline constexpr std::string_view preempted_suffix = ".preempted";
+
+/// Whether the system has refused because this process may not.
+[[nodiscard]] bool is_lack_of_rights(const std::exception& e);
+
 /// The snapshots of one extension, files and sharded ones, in an output directory.
 class snapshot_directory {
  public:
@@ -33,13 +42,17 @@ class snapshot_directory {
 
   /// Newest first, by recorded iteration, then by name. Snapshots taken in the middle of an iteration do not count;
   /// files of pytorch-pfn-extras, which have no manifest, count by the iteration in their state. Files that cannot be
-  /// read as snapshots, and whatever else has the name of one, are put into `rejected`.
+  /// read as snapshots, and whatever else has the name of one, are put into `rejected`. Throws `io_error` for a file
+  /// that this process has no right to read: that is no damage.
   [[nodiscard]] std::vector<snapshot_record> list(std::vector<rejected_snapshot>* rejected = nullptr);
 
   /// Removes what `policy` does not keep among the snapshots up to iteration `now`: later ones belong to an earlier run
   /// that went further, and are neither counted nor touched. One that cannot be removed is passed over with a warning.
   /// `newest` stays in any case. Throws nothing: a directory that cannot be listed is a warning.
   void retain(const retention& policy, std::int64_t now, const std::filesystem::path& newest) noexcept;
+
+  /// Removes all that have `preempted_suffix` but `newest`; passes over with a warning what it cannot remove.
+  void remove_preempted_but(const std::filesystem::path& newest) noexcept;
 
   /// Remembers a file that this extension has just written, so that it need not be read again.
   void note(snapshot_record written, bool mid_iteration);

@@ -1,0 +1,202 @@
+// What a user keeps stays what it is.
+
+#include <sys/fsuid.h>
+#include <torch/types.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "rondo/error.hpp"
+#include "rondo/event/interval.hpp"
+#include "rondo/event/value_trigger.hpp"
+#include "rondo/extensions/snapshot/snapshot.hpp"
+#include "support/captured_stderr.hpp"
+#include "support/catch.hpp"
+#include "support/counting_loop.hpp"
+#include "support/default_dispositions.hpp"
+#include "support/messages.hpp"
+#include "support/temporary_directory.hpp"
+
+namespace snapshot_keep_test {
+
+using namespace rondo;
+using namespace rondo::literals;
+using rondo::testing::captured_stderr;
+using rondo::testing::contains;
+using rondo::testing::counting;
+using rondo::testing::message_of;
+using rondo::testing::temporary_directory;
+using rondo::testing::the_number_in;
+namespace fs = std::filesystem;
+
+namespace {
+
+/// Reports a loss that is smallest after the second iteration, and does `then` after the fifth.
+extension losses(std::function<task<>(context&)> then = nullptr) {
+  auto subscribe = [then = std::move(then)](context& ctx) {
+    ctx.on<event::iteration_completed>([&ctx, then]() -> task<> {
+      ctx.report("validation/loss", ctx.iteration() == 2 ? 1.0 : 5.0);
+      if (ctx.iteration() == 5 && then) return then(ctx);
+      return acknowledged(std::nullopt);
+    });
+  };
+  return make_extension("losses", subscribe).at_priority(priority::writer);
+}
+
+extension best(snapshot_options options = {}) {
+  options.filename = "best";
+  return snapshot(std::move(options)).named("best").triggered(min_value("validation/loss", every(1_iterations)));
+}
+
+task<> ask_by_signal(int number) {
+  std::raise(number);
+  co_return;
+}
+
+task<> ask(context& ctx) {
+  ctx.request_snapshot();
+  co_return;
+}
+
+using asking = std::function<task<>(context&)>;
+
+}  // namespace
+
+TEST_CASE("the best file stays the best, whoever wants a snapshot", "[snapshot][keep]") {
+  const auto [what, asks] = GENERATE(table<std::string, asking>({
+      {"SIGTERM", [](context&) { return ask_by_signal(SIGTERM); }},
+      {"SIGUSR1", [](context&) { return ask_by_signal(SIGUSR1); }},
+      {"request_snapshot", [](context& ctx) { return ask(ctx); }},
+      {"snapshot", [](context& ctx) { return ctx.snapshot(); }},
+  }));
+  const bool with_another = GENERATE(false, true);
+  CAPTURE(what, with_another);
+  const rondo::testing::default_dispositions nobody_else;
+  const temporary_directory dir;
+  const counting training;
+  auto loop = training.loop(dir.path(), 400);
+  loop | losses(asks) | best();
+  if (with_another) loop | snapshot().triggered(every(300_iterations));
+  const auto result = loop.run();
+  CHECK(the_number_in(dir / "best") == 2.0);
+  const auto preempted = dir / "best.preempted";
+  REQUIRE(fs::exists(preempted) == !with_another);
+  if (!with_another) {
+    CHECK(the_number_in(preempted) >= 5.0);
+    if (what == "SIGTERM") CHECK(the_number_in(preempted) == static_cast<double>(result.iteration));
+  }
+  CHECK((result.signal.has_value()) == (what == "SIGTERM"));
+}
+
+TEST_CASE("training goes on from what was taken beside the best one, and removes it when there is a newer one",
+          "[snapshot][keep][resume]") {
+  const rondo::testing::default_dispositions nobody_else;
+  const temporary_directory dir;
+  {
+    const counting training;
+    auto loop = training.loop(dir.path(), 400);
+    loop | losses([](context&) { return ask_by_signal(SIGTERM); }) | best();
+    CHECK(loop.run().signal == SIGTERM);
+  }
+  const auto stopped_at = the_number_in(dir / "best.preempted");
+  const counting training;
+  auto loop = training.loop(dir.path(), 500);
+  loop | losses() | best({.autoload = true, .final = true});
+  const auto result = loop.run();
+  REQUIRE(result.resumed_from);
+  CHECK(result.resumed_from->filename() == "best.preempted");
+  CHECK(the_number_in(dir / "best") == 2.0);
+  CHECK(stopped_at < 500.0);
+  CHECK(the_number_in(dir / "best.preempted") == 500.0);
+}
+
+TEST_CASE("names with numbers leave one preempted file, which retention does not count", "[snapshot][keep]") {
+  const temporary_directory dir;
+  const counting training;
+  auto loop = training.loop(dir.path(), 12);
+  const auto twice = make_extension("twice", [](context& ctx) {
+    ctx.on<event::iteration_completed>([&ctx] {
+      if (ctx.iteration() == 6 || ctx.iteration() == 9) ctx.request_snapshot();
+    });
+  });
+  loop | losses() | twice | snapshot({.n_retains = 1}).triggered(min_value("validation/loss", every(1_iterations)));
+  loop.run();
+  CHECK(the_number_in(dir / "snapshot_iter_2") == 2.0);
+  CHECK(the_number_in(dir / "snapshot_iter_9.preempted") == 9.0);
+  CHECK_FALSE(fs::exists(dir / "snapshot_iter_6.preempted"));
+  CHECK_FALSE(fs::exists(dir / "snapshot_iter_1"));
+}
+
+TEST_CASE("retention by a value that nobody reports removes nothing, and says so once", "[snapshot][keep]") {
+  const bool known = GENERATE(false, true);
+  const temporary_directory dir;
+  const counting training;
+  auto loop = training.loop(dir.path(), 30);  // 10 iterations each epoch
+  loop | losses() |
+      snapshot({.retain = retain::best(1, known ? "validation/loss" : "validation/acuracy", retain::min)})
+          .triggered(every(5_iterations));
+  captured_stderr messages;
+  loop.run();
+  const auto text = messages.text();
+  int files = 0;
+  for (int iteration = 5; iteration <= 30; iteration += 5)
+    files += fs::exists(dir / ("snapshot_iter_" + std::to_string(iteration))) ? 1 : 0;
+  CHECK(files == (known ? 1 : 6));
+  const auto first = text.find("nobody has reported 'validation/acuracy'");
+  CHECK((first == std::string::npos) == known);
+  if (known) return;
+  CHECK(contains(text, "validation/loss"));
+  CHECK(text.find("nobody has reported", first + 1) == std::string::npos);
+}
+
+TEST_CASE("two snapshots with one file name are refused before training", "[snapshot][keep]") {
+  const temporary_directory dir;
+  const counting training;
+  int steps = 0;
+  auto loop = training.loop(dir.path(), 3, [&](context&) { ++steps; });
+  loop | snapshot({.filename = "last"}).named("one") | snapshot({.filename = "last"}).named("other");
+  const auto message = message_of<option_error>([&] { loop.run(); });
+  CHECK(contains(message, "'last'"));
+  CHECK(contains(message, "'one'"));
+  CHECK(contains(message, "'other'"));
+  CHECK(steps == 0);
+}
+
+TEST_CASE("a newest snapshot that may not be read is an error, and no older one is taken", "[snapshot][keep][resume]") {
+  const temporary_directory dir;
+  fs::permissions(dir.path(), fs::perms::all);
+  {
+    const counting training;
+    auto loop = training.loop(dir.path(), 2);
+    loop | snapshot().triggered(every(1_iterations));
+    loop.run();
+  }
+  for (const auto& entry : fs::directory_iterator(dir.path()))
+    fs::permissions(entry.path(), fs::perms::owner_all | fs::perms::group_all | fs::perms::others_all);
+  fs::permissions(dir / "snapshot_iter_2", fs::perms::none);
+  // The superuser may read everything, so he is somebody else for a while: this thread, which reads.
+  const bool privileged = ::geteuid() == 0;
+  if (privileged) ::setfsuid(65534);
+  const counting training;
+  auto loop = training.loop(dir.path(), 4);
+  loop | snapshot({.autoload = true}).triggered(never());
+  std::string message;
+  try {
+    loop.run();
+  } catch (const io_error& e) {
+    message = e.what();
+  }
+  if (privileged) ::setfsuid(0);
+  CHECK(contains(message, "snapshot_iter_2"));
+  CHECK(contains(message, "Permission denied"));
+}
+
+}  // namespace snapshot_keep_test
