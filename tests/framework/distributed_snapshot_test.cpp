@@ -18,6 +18,7 @@
 #include "rondo/extensions.hpp"
 #include "rondo/rondo.hpp"
 #include "support/bad_disk.hpp"
+#include "support/captured_stderr.hpp"
 #include "support/catch.hpp"
 #include "support/gate.hpp"
 #include "support/messages.hpp"
@@ -177,12 +178,15 @@ TEST_CASE("another number of ranks loses no sample of the epoch, and repeats non
   };
   // Two ranks with batches of four have used 24 samples after three iterations.
   const auto next = GENERATE(way{1, 8, 3, 0}, way{4, 2, 3, 0}, way{2, 6, 2, 0}, way{3, 4, 2, 0}, way{1, 4, 6, 0},
-                             way{4, 4, 2, 8}, way{3, 3, 4, 6}, way{1, 48, 1, 24});
+                             way{4, 4, 2, 8}, way{3, 3, 4, 6}, way{1, 48, 1, 24}, way{1, 7, 4, 3});
   const temporary_directory out;
   used_samples seen;
   seen.train(out.path(), 2, 4, 3);
   CHECK(seen.used(1) == 24);
+  rondo::testing::captured_stderr messages;
   seen.train(out.path(), next.world_size, next.batch_size, 3 + next.iterations);
+  const auto told = messages.text();
+  CHECK(contains(told, std::to_string(next.repeated) + " samples of this epoch come once more") == (next.repeated > 0));
   CAPTURE(next.world_size, next.batch_size);
   CHECK(seen.counts.size() == 48);
   CHECK(seen.used(2) == next.repeated);

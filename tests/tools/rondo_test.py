@@ -373,6 +373,7 @@ def test_prune(tool, folder):
         tool.snapshot(os.path.join(folder, f"snapshot_{iteration}"), iteration)
     for iteration in [1, 2]:
         tool.snapshot(os.path.join(folder, f"best_{iteration}"), iteration, "best")
+    tool.snapshot(os.path.join(folder, "best_2.preempted"), 9, "best")
     tool.snapshot(os.path.join(folder, "error"), 1, "snapshot", "mid")
     torch.save({"w": torch.ones(2)}, os.path.join(folder, "foreign.pt"))
     damage(os.path.join(folder, "snapshot_6"), data_of(6))
@@ -390,6 +391,7 @@ def test_prune(tool, folder):
     assert "snapshot_6" in err and "snapshot_2" in err, err
     tool.expect(0, "prune", folder, "--last", "1", "--made-by", "best")
     assert "best_1" not in files_in(folder) and "snapshot_5" in files_in(folder), files_in(folder)
+    assert "best_2" in files_in(folder) and "best_2.preempted" in files_in(folder), files_in(folder)
     out, _ = tool.expect(0, "prune", folder, "--last", "100")
     assert "removed 0 snapshots" in out, out
     for wrong in [["--last", "0"], ["--last", "-1"], ["--last", "some"], []]:

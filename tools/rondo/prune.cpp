@@ -27,6 +27,10 @@ struct prune_options {
   bool dry_run = false;
 };
 
+/// What a snapshot extension writes beside the file that its trigger has asked for, to go on from. It is none of a
+/// series.
+constexpr std::string_view beside = ".preempted";
+
 /// The snapshots of one extension, newest first.
 using series = std::vector<cataloged_snapshot>;
 
@@ -84,7 +88,7 @@ outcome prune(const prune_options& given) {
   explain_rejected(found, left_alone);
   std::map<std::string, series> by_maker;
   for (const auto& snapshot : found.snapshots())
-    if (given.made_by.empty() || snapshot.info.made_by == given.made_by)
+    if ((given.made_by.empty() || snapshot.info.made_by == given.made_by) && !snapshot.path.string().ends_with(beside))
       by_maker[snapshot.info.made_by].push_back(snapshot);
   remover work(found, given.dry_run);
   for (const auto& [maker, all] : by_maker)

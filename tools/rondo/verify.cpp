@@ -53,7 +53,8 @@ outcome verify_file(const std::string& named) {
 /// Whether it is surely something else: a text, such as a log, or a directory without what makes a sharded snapshot. A
 /// checkpoint whose beginning is damaged is neither.
 bool is_no_checkpoint(const std::filesystem::path& named) {
-  if (std::filesystem::is_directory(named)) return !sharded_directory(named);
+  std::error_code failed;
+  if (std::filesystem::is_directory(named, failed)) return !checkpoint::is_sharded(named);
   std::array<char, 4096> head{};
   std::ifstream in(named, std::ios::binary);
   in.read(head.data(), head.size());

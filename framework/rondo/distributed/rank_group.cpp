@@ -269,7 +269,7 @@ task<rank_group> rank_group::split(std::int64_t color) const {
 }
 
 task<rank_group> rank_group::split_off(rank_group whole, std::int64_t color) {
-  auto part = whole.part_of(meeting_kind::split, "/split");
+  auto part = whole.part_of(meeting_kind::split, ":split");
   part.mine = std::to_string(color);
   auto splitting = whole.roll_->meet(std::move(part));
   const auto told = co_await std::move(splitting);
@@ -279,11 +279,12 @@ task<rank_group> rank_group::split_off(rank_group whole, std::int64_t color) {
 
   rank_group group = whole;
   group.circle_ = std::stoi(told.at(0));
-  group.channel_ += fmt::format("/group {}", group.circle_);
+  group.channel_ += fmt::format(":group {}", group.circle_);
   group.who_.rank = static_cast<int>(mine - ranks.begin());
   group.who_.world_size = static_cast<int>(ranks.size());
   group.ranks_ = std::make_shared<const std::vector<int>>(std::move(ranks));
-  group.tensors_ = nullptr;
+  // One that is alone keeps that of all, to abandon it.
+  if (!group.alone()) group.tensors_ = nullptr;
   if (whole.tensors_ && !group.alone()) {
     const std::function<std::shared_ptr<tensor_backend>()> connect = [all = whole.tensors_, group] {
       return all->split(*group.roll_, fmt::format("rondo/group/{}", group.circle_), group.who_, group.options_);
@@ -293,8 +294,10 @@ task<rank_group> rank_group::split_off(rank_group whole, std::int64_t color) {
     group.tensors_ = std::move(tensors);
   }
   // Whoever keeps the store must not go before all have read it.
-  auto connected = whole.channel("split").barrier();
-  co_await std::move(connected);
+  auto everybody = whole.part_of(meeting_kind::barrier, ":split");
+  everybody.timeout = std::max(whole.options_.timeout, whole.options_.connect_timeout);
+  auto connected = whole.roll_->meet(std::move(everybody));
+  static_cast<void>(co_await std::move(connected));
   co_return group;
 }
 

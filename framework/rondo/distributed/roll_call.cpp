@@ -618,7 +618,7 @@ class hub {
     std::erase_if(gone, [&](int one) { return !open.misses(one); });
     if (!gone.empty())
       return fail({fmt::format("{} left before {}", name_of(gone), description_of(open, part.id)), gone});
-    if (open.kind != part.kind || open.root != part.root ||
+    if (open.of != who || open.kind != part.kind || open.root != part.root ||
         (part.kind == meeting_kind::same && open.announced != part.mine)) {
       const open_meeting other(acceptor_.get_executor(), part, who);
       return fail({fmt::format("ranks do different things: rank {} calls {} where others call {}; all ranks must call "

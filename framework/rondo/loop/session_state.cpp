@@ -186,7 +186,8 @@ place_in_data data_position(const state::value& stored, const state::value& pres
   const bool counted = pass != nullptr && pass->contains("stages") && pass->at("stream").is_null();
   if (!counted) return {stored};
   const auto moved = data::position_in(present, stored);
-  if (moved.position == pass->at("position").as<std::int64_t>()) return {stored};
+  const bool same_place = moved.position == pass->at("position").as<std::int64_t>() && moved.repeated == 0;
+  if (same_place) return {stored};
   auto data = *pass;
   data.insert_or_assign("position", moved.position);
   return {std::move(data), moved.position, moved.repeated};
@@ -282,6 +283,8 @@ state::value row_of(const at::Tensor& mine, const distributed::rank_group& ranks
 /// The gradients of all ranks, of which each has some samples.
 state::dict gradients_of_ranks(const std::vector<at::Tensor>& parameters, std::int64_t samples,
                                const distributed::rank_group& ranks) {
+  // On the device of the gradients, which is that of the ranks' backend for tensors.
+  const auto device = parameters.empty() ? c10::Device(at::kCPU) : parameters.front().device();
   const auto defined = at::zeros({static_cast<std::int64_t>(parameters.size())}, at::kByte);
   state::list all;
   for (std::size_t i = 0; i < parameters.size(); ++i) {
@@ -290,8 +293,8 @@ state::dict gradients_of_ranks(const std::vector<at::Tensor>& parameters, std::i
     all.push_back(row_of(gradient.defined() ? gradient.detach() : at::zeros_like(parameters[i].detach()), ranks));
   }
   return {{"ranks", std::int64_t{ranks.world_size()}},
-          {"samples", row_of(at::scalar_tensor(samples, at::kLong), ranks)},
-          {"defined", row_of(defined, ranks)},
+          {"samples", row_of(at::scalar_tensor(samples, at::kLong).to(device), ranks)},
+          {"defined", row_of(defined.to(device), ranks)},
           {"tensors", std::move(all)}};
 }
 
@@ -303,6 +306,7 @@ class part_of_window {
       : rows_(gradients.get<state::list>("tensors")),
         defined_(gradients.get<at::Tensor>("defined").to(at::kLong)),
         weights_(gradients.get<at::Tensor>("samples").to(at::kDouble)) {
+    if (weights_.sum().item<double>() == 0) weights_.fill_(1.0);  // nobody has counted
     const auto before = ranks_of(gradients);
     if (before == ranks.world_size()) own_ = ranks.rank();
     samples_ = own_ ? gradients.get<at::Tensor>("samples")[*own_].item<std::int64_t>()
@@ -317,7 +321,7 @@ class part_of_window {
     const auto there = defined_.select(1, static_cast<std::int64_t>(parameter));
     if (own_) return there[*own_].item<std::int64_t>() != 0 ? rows[*own_] : at::Tensor();
     if (there.sum().item<std::int64_t>() == 0) return {};
-    const auto total = std::max(weights_.sum().item<double>(), 1.0);
+    const auto total = weights_.sum().item<double>();
     at::Tensor sum = at::zeros_like(rows[0]);
     for (std::int64_t rank = 0; rank < rows.size(0); ++rank) sum += rows[rank] * weights_[rank].item<double>();
     return sum / total;

@@ -55,6 +55,12 @@ std::string without_preempted(std::string name) {
   return name;
 }
 
+void require_right_to_look_into(const std::filesystem::path& directory) {
+  std::error_code failed;
+  static_cast<void>(std::filesystem::symlink_status(directory / checkpoint::sharded_index, failed));
+  if (failed == std::errc::permission_denied) throw io_error("open", directory, failed);
+}
+
 }  // namespace
 
 bool is_lack_of_rights(const std::exception& e) {
@@ -81,7 +87,7 @@ std::vector<snapshot_record> snapshot_directory::list(std::vector<rejected_snaps
     try {
       if (auto record = record_of(entry)) found.push_back(std::move(*record));
     } catch (const std::exception& e) {
-      if (is_lack_of_rights(e)) throw;
+      if (rejected != nullptr && is_lack_of_rights(e)) throw;
       const bool gone = !inspect(path) && entry.kind == writing::file_kind::regular;
       if (rejected != nullptr && !gone) rejected->push_back({path, e.what()});
     }
@@ -95,6 +101,7 @@ std::vector<snapshot_record> snapshot_directory::list(std::vector<rejected_snaps
 std::optional<snapshot_record> snapshot_directory::record_of(const writing::directory_entry& entry) {
   const auto path = directory_ / entry.name;
   const bool sharded = has_manifest_ && checkpoint::is_sharded(path);
+  if (entry.kind == writing::file_kind::directory && !sharded) require_right_to_look_into(path);
   if (entry.kind != writing::file_kind::regular && !sharded)
     throw format_error(path.string(), 0,
                        entry.kind == writing::file_kind::symlink

@@ -42,8 +42,8 @@ class snapshot_directory {
 
   /// Newest first, by recorded iteration, then by name. Snapshots taken in the middle of an iteration do not count;
   /// files of pytorch-pfn-extras, which have no manifest, count by the iteration in their state. Files that cannot be
-  /// read as snapshots, and whatever else has the name of one, are put into `rejected`. Throws `io_error` for a file
-  /// that this process has no right to read: that is no damage.
+  /// read as snapshots, and whatever else has the name of one, are put into `rejected`. If that is asked for, throws
+  /// `io_error` for a file that this process has no right to read: that is no damage.
   [[nodiscard]] std::vector<snapshot_record> list(std::vector<rejected_snapshot>* rejected = nullptr);
 
   /// Removes what `policy` does not keep among the snapshots up to iteration `now`: later ones belong to an earlier run
