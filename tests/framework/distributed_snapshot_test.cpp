@@ -73,9 +73,11 @@ std::vector<std::exception_ptr> train_two_ranks(const std::filesystem::path& out
 }  // namespace
 
 TEST_CASE("who cannot begin a snapshot tells the others, who would wait for it", "[ranks][snapshot]") {
-  const auto mode = GENERATE(snapshot_mode::distributed, snapshot_mode::sharded);
-  const bool in_background = GENERATE(false, true);
-  const auto policy = GENERATE(snapshot_failure::fail, snapshot_failure::warn);
+  using enum snapshot_mode;
+  using enum snapshot_failure;
+  const auto [mode, in_background, policy] = GENERATE(table<snapshot_mode, bool, snapshot_failure>(
+      {{distributed, false, fail}, {sharded, true, fail}, {sharded, false, warn}, {distributed, true, warn}}));
+  CAPTURE(in_background);
   const temporary_directory out;
   const auto options = [&](int) {
     return snapshot_options{
