@@ -129,8 +129,7 @@ class snapshot_extension {
     bool same_on_all_ranks() const { return true; }
   };
 
-  // ---- other snapshots of the loop
-  // -----------------------------------------------------------------------------------
+  // ---- other snapshots of the loop ----------------------------------------------------------------------------------
 
   task<> introduce() {
     const auto* const text = std::get_if<std::string>(&options_.filename);
