@@ -15,6 +15,10 @@
 //   latency/RANKS         what a meeting takes: barrier, agree, and the exchanges of a snapshot in the modes
 //                         distributed and sharded, and an all_reduce of 1,000 floats, in µs; plain_…: c10d's own
 //                         blocking calls in turns with them, …_to_plain: the median of neighbours' ratios
+//   stall                 what training loses to a snapshot that a thread writes: 25 million parameters with Adam
+//                         (300 MB) on each of two ranks, ms, medians (`snapshot_completed::stall_seconds` of rank 0):
+//                           alone                two processes that do not know each other, one of them saves
+//                           distributed, sharded both train together and save in that mode
 //   roll_call/RANKS       a barrier of many ranks that are coroutines of this process: one connection each, and a
 //                         thread. us_per_message: of the 2 (RANKS - 1) that rank 0 has to do with; what the other ends
 //                         cost is in it, too
@@ -46,10 +50,12 @@
 #include <asio/write.hpp>
 #include <chrono>
 #include <cstdlib>
+#include <filesystem>
 #include <functional>
 #include <map>
 #include <memory>
 #include <random>
+#include <range/v3/view/iota.hpp>
 #include <string>
 #include <thread>
 #include <vector>
@@ -57,6 +63,9 @@
 #include "rondo/distributed/data_parallel.hpp"
 #include "rondo/distributed/rank_group.hpp"
 #include "rondo/distributed/roll_call.hpp"
+#include "rondo/event/interval.hpp"
+#include "rondo/extensions/snapshot/snapshot.hpp"
+#include "rondo/loop/loop.hpp"
 
 extern char** environ;
 
@@ -304,6 +313,54 @@ results latency(const std::string&, int rank, int world_size, std::uint16_t port
   return found;
 }
 
+// ---- stall -------------------------------------------------------------------------------------------------------
+
+/// Trains with a snapshot every four iterations; gives the median of what they cost the training thread, in ms.
+double stall_of(const rank_group& group, bool saves, snapshot_mode mode, const std::filesystem::path& out) {
+  constexpr std::int64_t width = 1024;
+  torch::nn::Sequential model;
+  for (int i = 0; i < 24; ++i) model->push_back(torch::nn::Linear(width, width));
+  torch::optim::Adam optimizer(model->parameters(), 1e-4);
+  const auto x = torch::rand({16, width});
+  const auto step = [&](context&, int&) -> at::Tensor { return model->forward(x).square().mean(); };
+  loop training(models(model), optimizer, ranges::views::ints(0, 1'000'000), step,
+                {.max_iterations = 41, .out = out, .group = group});
+  std::vector<double> stalls;
+  training | make_extension("measure", [&](context& ctx) {
+    ctx.on<event::snapshot_completed>([&](const event::snapshot_completed& e) {
+      // The first ones find memory that has not been used before.
+      if (e.iteration > 8) stalls.push_back(e.stall_seconds * 1e3);
+    });
+  });
+  if (saves)
+    training | snapshot({.n_retains = 1, .writer = writers::thread(), .mode = mode}).triggered(every(iterations(4)));
+  training.run();
+  return stalls.empty() ? 0.0 : median(stalls);
+}
+
+results stall(const std::string& folder, int rank, int world_size, std::uint16_t port) {
+  torch::set_num_threads(1);
+  torch::manual_seed(1);
+  const auto group = rank_group::connect(launch_of(rank, world_size, port));
+  const std::filesystem::path out(folder);
+  results found;
+  run([&] { return group.barrier(); });
+  found["alone"] = stall_of({}, rank == 0, snapshot_mode::standard, out / ("alone" + std::to_string(rank)));
+  run([&] { return group.barrier(); });
+  found["distributed"] = stall_of(group, true, snapshot_mode::distributed, out / "distributed");
+  run([&] { return group.barrier(); });
+  found["sharded"] = stall_of(group, true, snapshot_mode::sharded, out / "sharded");
+  group.leave();
+  return found;
+}
+
+/// Where snapshots go: in $RONDO_BENCH_DIR, else in the current folder.
+std::filesystem::path folder_of_snapshots() {
+  const char* chosen = std::getenv("RONDO_BENCH_DIR");
+  const auto parent = chosen != nullptr ? std::filesystem::path(chosen) : std::filesystem::current_path();
+  return parent / (".rondo-bench-ranks-" + std::to_string(::getpid()));
+}
+
 // ---- rank 0 with many ranks --------------------------------------------------------------------------------------
 
 struct stage_of_hub {
@@ -451,7 +508,7 @@ task<> meet_light_ranks(std::shared_ptr<distributed::roll_call> roll, int world_
 
 using scenario = results (*)(const std::string& what, int rank, int world_size, std::uint16_t port);
 const std::map<std::string, scenario> scenarios{
-    {"data_parallel", data_parallel}, {"latency", latency}, {"light_ranks", be_light_ranks}};
+    {"data_parallel", data_parallel}, {"latency", latency}, {"stall", stall}, {"light_ranks", be_light_ranks}};
 
 pid_t start_rank(const std::string& name, const std::string& what, int rank, int world_size, std::uint16_t port) {
   std::vector<std::string> texts{
@@ -558,6 +615,14 @@ void register_all() {
                                  [ranks](benchmark::State& s) { with_ranks(s, "latency", "-", ranks); })
         ->Iterations(1)
         ->Unit(benchmark::kSecond);
+  benchmark::RegisterBenchmark("stall",
+                               [](benchmark::State& s) {
+                                 const auto folder = folder_of_snapshots();
+                                 with_ranks(s, "stall", folder.string(), 2);
+                                 std::filesystem::remove_all(folder);
+                               })
+      ->Iterations(1)
+      ->Unit(benchmark::kSecond);
   benchmark::RegisterBenchmark("roll_call", many_ranks)
       ->RangeMultiplier(4)
       ->Range(16, 2048)

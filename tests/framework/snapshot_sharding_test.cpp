@@ -261,21 +261,68 @@ TEST_CASE("replicated tensors are spread evenly over the ranks", "[snapshot][sha
 TEST_CASE("pieces lie in the memory of the state", "[snapshot][sharding]") {
   auto weight = at::randn({64, 1024});
   const auto one = extensions::share_of(one_tensor(weight), 1, 2);
-  REQUIRE(one.pieces.size() == one.bases.size());
   REQUIRE(one.pieces.size() == 8);  // of 16 KiB
   std::int64_t row = 32;
-  for (std::size_t i = 0; i < one.pieces.size(); ++i) {
-    const auto& piece = one.pieces[i].as<at::Tensor>();
+  for (const auto& each : one.pieces) {
+    const auto& piece = each.as<at::Tensor>();
     CHECK(piece.data_ptr() == weight[row].data_ptr());
     CHECK(piece.storage().nbytes() == piece.nbytes());
     CHECK(piece._version() == weight._version());
-    CHECK(one.bases[i].is_same(weight));
     row += piece.size(0);
   }
   CHECK(row == 64);
   weight.add_(1);
   CHECK(one.pieces[0].as<at::Tensor>()._version() == weight._version());
   CHECK(at::equal(one.pieces[0].as<at::Tensor>()[0], weight[32]));
+}
+
+TEST_CASE("pieces of what rests are made once", "[snapshot][sharding]") {
+  auto weight = at::randn({64, 1024});
+  auto moment = at::randn({64, 1024});
+  const auto other = at::randn({64, 1024});
+  const auto state = [&] { return state::dict{{"w", weight}, {"o", other}, {"m", moment}}; };
+  const auto storage_of = [](const at::Tensor& t) { return t.storage().unsafeGetStorageImpl(); };
+  extensions::sharer all;
+  const auto share = [&] { return all.share_of(state(), 0, 1, {storage_of(weight), storage_of(moment)}); };
+  const auto same_pieces = [](const extensions::share& a, const extensions::share& b) {
+    std::vector<bool> same;  // of w, o and m
+    for (const std::size_t first : {0, 16, 32})
+      same.push_back(a.pieces[first].as<at::Tensor>().is_same(b.pieces[first].as<at::Tensor>()));
+    return same;
+  };
+  const auto first = share();
+  REQUIRE(first.pieces.size() == 48);
+  const auto resting = all.resting_pieces();
+  CHECK(resting->size() == 32);
+  CHECK(resting->contains(storage_of(first.pieces[47].as<at::Tensor>())));
+
+  weight.add_(1);
+  const auto again = share();
+  CHECK(same_pieces(first, again) == std::vector<bool>{true, false, true});
+  CHECK(all.resting_pieces() == resting);
+  CHECK(again.receipt == extensions::share_of(state(), 0, 1).receipt);
+  CHECK(at::equal(again.pieces[0].as<at::Tensor>()[0], weight[0]));
+
+  SECTION("a tensor in another place") {
+    moment = moment.clone();
+    CHECK(same_pieces(first, share()) == std::vector<bool>{true, false, false});
+    CHECK(all.resting_pieces() != resting);
+    CHECK(all.resting_pieces()->size() == 32);
+  }
+  SECTION("in the same memory with another version counter") {
+    weight = weight.data();
+    CHECK(same_pieces(first, share()) == std::vector<bool>{false, false, true});
+  }
+  SECTION("with other sizes") {
+    weight = weight.narrow(0, 0, 32);
+    const auto smaller = share();
+    REQUIRE(smaller.pieces.size() == 40);
+    CHECK(smaller.receipt == extensions::share_of(state(), 0, 1).receipt);
+  }
+  SECTION("no longer at rest") {
+    CHECK(same_pieces(first, all.share_of(state(), 0, 1)) == std::vector<bool>{false, false, false});
+    CHECK(all.resting_pieces()->empty());
+  }
 }
 
 TEST_CASE("pieces keep the memory alive", "[snapshot][sharding]") {
@@ -285,7 +332,6 @@ TEST_CASE("pieces keep the memory alive", "[snapshot][sharding]") {
   auto weight = at::from_blob(memory.data(), {1024, 4}, [&](void*) { released = true; });
   weight.copy_(content);
   auto one = extensions::share_of(one_tensor(weight), 0, 1);
-  one.bases.clear();
   weight.reset();
   CHECK(!released);
   CHECK(at::equal(one.pieces.at(0).as<at::Tensor>(), content));

@@ -23,7 +23,7 @@ inline void save(const std::filesystem::path& path, const state::value& state, c
 
 /// The directory that ranks with these states write, rank 0 being the saver.
 inline void save_sharded(const std::filesystem::path& directory, const std::vector<state::value>& of_ranks,
-                         const std::string& attempt = "first") {
+                         std::int64_t attempt = 1) {
   std::filesystem::create_directories(directory);
   const auto world_size = static_cast<int>(of_ranks.size());
   std::vector<std::string> receipts;

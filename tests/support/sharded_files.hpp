@@ -17,9 +17,9 @@ class sharded_files {
   using integers = std::vector<std::int64_t>;
   using tree = checkpoint::tree;
 
-  explicit sharded_files(int world_size, std::string attempt = "first",
+  explicit sharded_files(int world_size, std::int64_t attempt = 1,
                          checkpoint::scalar_type dtype = checkpoint::scalar_type::uint8)
-      : attempt_(std::move(attempt)), dtype_(dtype), parts_(static_cast<std::size_t>(world_size)) {}
+      : attempt_(attempt), dtype_(dtype), parts_(static_cast<std::size_t>(world_size)) {}
 
   /// A piece of bytes in the file of `rank`. Returns its row for a table.
   integers piece(int rank, const integers& offsets, const integers& sizes, byte_vector content) {
@@ -124,7 +124,7 @@ class sharded_files {
     write_to_file(file.string(), write_to_memory(checkpoint::encoder(state, storages, std::move(info))));
   }
 
-  std::string attempt_;
+  std::int64_t attempt_;
   checkpoint::scalar_type dtype_;
   std::vector<part> parts_;
   std::vector<byte_vector> tables_;

@@ -32,7 +32,7 @@ testing::byte_vector numbers_from(std::int64_t first, std::size_t count) {
 /// each; and a small one.
 void write_sharded(const std::string& directory, const checkpoint::snapshot_info& info, int ranks) {
   using checkpoint::tree;
-  testing::sharded_files files(ranks, "attempt", checkpoint::scalar_type::float32);
+  testing::sharded_files files(ranks, 1, checkpoint::scalar_type::float32);
   const auto weight = files.by_rows(101, 300, numbers_from(info.iteration, 101 * 300), 7);
   const auto left = files.piece(0, {0, 0}, {40, 3}, numbers_from(info.iteration, 120));
   const auto right = files.piece(ranks - 1, {0, 3}, {40, 3}, numbers_from(info.iteration + 1000, 120));

@@ -3,6 +3,7 @@
 #include <c10/core/GradMode.h>
 
 #include <algorithm>
+#include <atomic>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -95,10 +96,11 @@ struct planner::planned {
 
   /// Whether `state` could be planned upon what is known. If not, this is of no more use.
   [[nodiscard]] bool renew(const state::value& state, const snapshot_info& info) {
-    outline_comparison comparison(shape, file.pickle_, scalars, known, storages);
+    have_file_alone();
+    outline_comparison comparison(shape, file->pickle_, scalars, known, storages);
     if (!comparison.matches(state)) return false;
-    for (std::size_t i = 0; i < storages.size(); ++i) file.storages_[i].data = storages[i].data;
-    file.renew(changed_pickle(std::move(file.pickle_), scalars, comparison), info);
+    for (std::size_t i = 0; i < storages.size(); ++i) file->storages_[i].data = storages[i].data;
+    file->renew(changed_pickle(std::move(file->pickle_), scalars, comparison), info);
     released = false;
     return true;
   }
@@ -108,7 +110,7 @@ struct planner::planned {
       s.tensor.reset();
       s.data = {};
     }
-    for (auto& s : file.storages_) s.data = {};
+    for (auto& s : file->storages_) s.data = {};
     released = true;
   }
 
@@ -116,12 +118,18 @@ struct planner::planned {
   std::vector<described_storage> storages;
   std::vector<known_storage> known;
   outline shape;
-  encoder file;
+  std::shared_ptr<encoder> file;
   bool released = false;
 
  private:
   planned(const state::value& state, const snapshot_info& info, surveyed_tensors tensors)
-      : file(describe(state, tensors), info, "archive") {}
+      : file(new encoder(describe(state, tensors), info, "archive")) {}
+
+  // What somebody else still needs is left to them.
+  void have_file_alone() {
+    if (file.use_count() > 1) file = std::make_shared<encoder>(*file);
+    std::atomic_thread_fence(std::memory_order_acquire);  // whoever had it, on another thread, is done with it
+  }
 
   encoder::description describe(const state::value& state, surveyed_tensors& tensors) {
     auto pickle = pickle_writer<at::Tensor, surveyed_tensors>(tensors).write(state);
@@ -153,6 +161,11 @@ void planner::plan(const state::value& state, snapshot_info info) {
 }
 
 const encoder& planner::file() const {
+  if (!planned_) throw std::logic_error("nothing has been planned");
+  return *planned_->file;
+}
+
+std::shared_ptr<const encoder> planner::shared_file() const {
   if (!planned_) throw std::logic_error("nothing has been planned");
   return planned_->file;
 }

@@ -28,6 +28,9 @@ class planner {
   /// only if all are and until `release`; `write_frame`, `storage_offset` and `checksum_spots` always. Valid until the
   /// next `plan`. Throws `std::logic_error` when there is none.
   [[nodiscard]] const encoder& file() const;
+  /// The same for whoever needs it longer, on any thread. It stays as it is but for the storages' bytes, which are not
+  /// known after `release`.
+  [[nodiscard]] std::shared_ptr<const encoder> shared_file() const;
   /// The storages of that file, in the order of `encoder::storage_offset`. `tensor` is a tensor of the storage,
   /// whatever its device; `data` shows the live memory of those on the CPU and is empty for others; `size` is that of
   /// the record.

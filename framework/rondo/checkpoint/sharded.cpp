@@ -275,7 +275,7 @@ struct sharded_reader::content {
 
   std::filesystem::path directory;
   reader index;
-  std::string attempt;
+  std::int64_t attempt = 0;
   int world_size = 0;
   std::atomic<std::uint64_t> bytes_read = 0;
 
@@ -298,15 +298,17 @@ struct sharded_reader::content {
     const auto* ours = dict_at(file.state(), "rondo");
     if (ours == nullptr || !file.info()) throw format_error(file.where(), 0, "is no part of a sharded snapshot");
     const std::string what = "the part of a sharded snapshot";
-    const auto& its_attempt = field<std::string>(*ours, "attempt", file.where(), what);
+    const auto its_attempt = field<std::int64_t>(*ours, "attempt", file.where(), what);
     const auto its_rank = field<std::int64_t>(*ours, "rank", file.where(), what);
     const auto its_size = field<std::int64_t>(*ours, "world_size", file.where(), what);
     if (its_attempt == attempt && its_rank == rank && its_size == world_size) return;
     throw format_error(
         file.where(), 0,
-        fmt::format("is the part of rank {} of {} of the snapshot with the id '{}', but '{}' needs that of rank {} of "
-                    "{} with the id '{}'; files of several snapshots have been mixed up",
-                    its_rank, its_size, its_attempt, index.where(), rank, world_size, attempt));
+        fmt::format(
+            "is the part of rank {} of {} of the snapshot with the id {:016x}, but '{}' needs that of rank {} of "
+            "{} with the id {:016x}; files of several snapshots have been mixed up",
+            its_rank, its_size, static_cast<std::uint64_t>(its_attempt), index.where(), rank, world_size,
+            static_cast<std::uint64_t>(attempt)));
   }
 
   void close_one_of_many(int except) {
@@ -337,7 +339,7 @@ sharded_reader sharded_reader::open(const std::filesystem::path& directory) {
   if (about == nullptr || !index.info())
     throw format_error(index.where(), 0,
                        "is not the index of a sharded snapshot: it does not say whose parts it needs");
-  all->attempt = field<std::string>(*about, "attempt", index.where(), "the index of a sharded snapshot");
+  all->attempt = field<std::int64_t>(*about, "attempt", index.where(), "the index of a sharded snapshot");
   const auto ranks = field<std::int64_t>(*about, "world_size", index.where(), "the index of a sharded snapshot");
   if (ranks < 1 || ranks > most_ranks)
     throw format_error(index.where(), 0, fmt::format("a sharded snapshot of {} ranks is impossible", ranks));
@@ -347,7 +349,7 @@ sharded_reader sharded_reader::open(const std::filesystem::path& directory) {
 
 const std::filesystem::path& sharded_reader::directory() const noexcept { return content_->directory; }
 const reader& sharded_reader::index() const noexcept { return content_->index; }
-const std::string& sharded_reader::attempt() const noexcept { return content_->attempt; }
+std::int64_t sharded_reader::attempt() const noexcept { return content_->attempt; }
 int sharded_reader::world_size() const noexcept { return content_->world_size; }
 std::uint64_t sharded_reader::bytes_read() const noexcept { return content_->bytes_read; }
 reader sharded_reader::rank_file(int rank) const { return content_->open_new(rank)->file; }

@@ -16,13 +16,13 @@
 /// Sharded snapshots: directories in which every rank of a training has written a part of the state.
 ///
 /// The directory holds a file "0", "1", … of each rank and "complete", all of them ordinary checkpoint files. A rank's
-/// file holds {"pieces": [tensor, …], "rondo": {"attempt": text, "rank": r, "world_size": W}}. "complete" is written
+/// file holds {"pieces": [tensor, …], "rondo": {"attempt": number, "rank": r, "world_size": W}}. "complete" is written
 /// last: without it there is no snapshot. It holds the state, in which a tensor that is kept in pieces is
 ///
 ///     {"rondo.sharded": {"sizes": (1000, 10), "dtype": "float32", "pieces": table}}
 ///
 /// The table is an int64 tensor with a row for each piece: rank, number in that rank's list, offsets, sizes. Under
-/// "rondo", "sharded" it has {"attempt": text, "world_size": W}, so that parts of different snapshots are told apart.
+/// "rondo", "sharded" it has {"attempt": number, "world_size": W}, so that parts of different snapshots are told apart.
 namespace rondo::checkpoint {
 
 /// Name of the file that makes a directory a sharded snapshot.
@@ -84,7 +84,7 @@ class sharded_reader {
   /// What the snapshot says about itself.
   [[nodiscard]] const snapshot_info& info() const noexcept { return index().info()->info; }
   /// What tells this snapshot's files from those of another one that was begun under the same name.
-  [[nodiscard]] const std::string& attempt() const noexcept;
+  [[nodiscard]] std::int64_t attempt() const noexcept;
   /// How many ranks have written it.
   [[nodiscard]] int world_size() const noexcept;
 

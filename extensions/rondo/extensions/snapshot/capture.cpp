@@ -60,14 +60,12 @@ void add_storages(const state::value& state, resting_storages& to) {
 
 capture::capture(const checkpoint::planner& plan, std::shared_ptr<writing::staging_slot> slot,
                  const resting_storages& resting)
-    : image_(std::move(slot), plan.file().size(), plan.file().checksum_count()) {
+    : file_(plan.shared_file()), image_(std::move(slot), file_->size(), file_->checksum_count()) {
   const auto bytes = image_.bytes();
-  plan.file().write_frame(bytes);
-  std::ranges::copy(plan.file().checksum_spots(), image_.spots().begin());
   const auto& storages = plan.storages();
   for (std::size_t i = 0; i < storages.size(); ++i) {
     const auto& storage = storages[i];
-    std::byte* const to = bytes.data() + plan.file().storage_offset(i);
+    std::byte* const to = bytes.data() + file_->storage_offset(i);
     const bool rests = resting.contains(storage.tensor.storage().unsafeGetStorageImpl());
     if (!storage.tensor.device().is_cpu()) {
       copy_from_device(storage.tensor, to);
@@ -81,6 +79,8 @@ capture::capture(const checkpoint::planner& plan, std::shared_ptr<writing::stagi
 }
 
 void capture::copy_rest() const {
+  file_->write_frame(image_.bytes());
+  std::ranges::copy(file_->checksum_spots(), image_.spots().begin());
   for (const auto& each : later_)
     if (!each.from.empty()) std::memcpy(each.to, each.from.data(), each.from.size());
 }

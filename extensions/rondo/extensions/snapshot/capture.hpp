@@ -28,12 +28,12 @@ void add_storages(const state::value& state, resting_storages& to);
 /// `copy_rest` is called, which may be on another thread while nobody makes an update.
 class capture {
  public:
-  /// Copies the file's frame and everything but CPU storages in `resting`. `slot` has room for
+  /// Copies everything but CPU storages in `resting` and the file's frame. `slot` has room for
   /// `file_image::memory_for(plan.file().size(), plan.file().checksum_count())`. `plan` is not needed afterwards.
   capture(const checkpoint::planner& plan, std::shared_ptr<writing::staging_slot> slot,
           const resting_storages& resting);
 
-  /// On any thread.
+  /// Once, on any thread. The image is complete then.
   void copy_rest() const;
 
   /// On the training thread, after `copy_rest`. Throws `state_error` naming a tensor that was changed in place since the
@@ -51,6 +51,7 @@ class capture {
     std::byte* to;
   };
 
+  std::shared_ptr<const checkpoint::encoder> file_;
   writing::file_image image_;
   std::vector<later> later_;
 };

@@ -71,6 +71,10 @@ std::string begin_attempt(const std::filesystem::path& target) {
   return attempt;
 }
 
+std::int64_t number_of_attempt(const std::string& attempt) {
+  return static_cast<std::int64_t>(std::stoull(attempt, nullptr, 16));
+}
+
 void require_parts(const std::filesystem::path& target, const std::string& attempt, std::size_t ranks) {
   const auto directory = attempt_directory(target, attempt);
   for (std::size_t rank = 0; rank < ranks; ++rank)

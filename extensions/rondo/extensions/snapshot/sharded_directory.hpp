@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <string>
 
@@ -19,6 +20,9 @@ namespace rondo::extensions {
 
 /// Makes the directory of a new attempt at `target`, and returns the attempt: 16 hexadecimal digits.
 [[nodiscard]] std::string begin_attempt(const std::filesystem::path& target);
+
+/// The attempt as the files tell it.
+[[nodiscard]] std::int64_t number_of_attempt(const std::string& attempt);
 
 /// Throws `error` if the attempt's directory lacks the file of one of `ranks` ranks: it has written to another place.
 void require_parts(const std::filesystem::path& target, const std::string& attempt, std::size_t ranks);

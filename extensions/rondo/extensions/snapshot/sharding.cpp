@@ -227,9 +227,43 @@ class line {
 
 void release_tensor(void* impl) { c10::raw::intrusive_ptr::decref(static_cast<at::TensorImpl*>(impl)); }
 
-class share_builder {
+/// A tensor of `sizes` over memory of `base`, which it keeps alive.
+at::Tensor window(const at::Tensor& base, char* data, at::IntArrayRef sizes) {
+  auto* const impl = base.unsafeGetTensorImpl();
+  c10::raw::intrusive_ptr::incref(impl);
+  const auto options = at::TensorOptions(base.scalar_type()).device(base.device());
+  auto result = at::for_blob(data, sizes)
+                    .context(impl, release_tensor)
+                    .target_device(base.device())
+                    .options(options)
+                    .make_tensor();
+  if (!base.is_inference()) result.unsafeGetTensorImpl()->set_version_counter(impl->version_counter());
+  return result;
+}
+
+bool is_plain(const at::Tensor& t) { return t.is_contiguous() && !checkpoint::is_pending(t); }
+
+}  // namespace
+
+/// A part of a tensor as it was cut.
+struct sharer::cut_part {
+  at::Tensor base;
+  const char* data;
+  std::vector<std::int64_t> sizes;
+  std::vector<at::Tensor> pieces;
+
+  /// Whether nothing but the content is another one in the part of `now` of these sizes that begins at `begin`. A
+  /// tensor of the same storage with another version counter is one that somebody has set apart.
+  [[nodiscard]] bool is_of(const at::Tensor& now, const char* begin, const std::vector<std::int64_t>& now_sizes) const {
+    return data == begin && sizes == now_sizes && base.is_alias_of(now) && base.scalar_type() == now.scalar_type() &&
+           base._version() == now._version();
+  }
+};
+
+class sharer::builder {
  public:
-  share_builder(const std::vector<leaf>& leaves, int rank, int world_size) {
+  builder(sharer& owner, const storages& resting, const std::vector<leaf>& leaves, int rank, int world_size)
+      : owner_(owner), resting_(resting) {
     put(receipt_version);
     put(rank);
     put(world_size);
@@ -256,14 +290,15 @@ class share_builder {
   }
 
   [[nodiscard]] share take() && {
+    if (known_ != owner_.known_.size()) forget_resting();
+    owner_.known_.resize(known_);
+    if (!owner_.resting_pieces_) owner_.resting_pieces_ = storages_of_known();
     const auto* const bytes = reinterpret_cast<const char*>(receipt_.data());
     result_.receipt.assign(bytes, receipt_.size() * sizeof(std::int64_t));
     return std::move(result_);
   }
 
  private:
-  static bool is_plain(const at::Tensor& t) { return t.is_contiguous() && !checkpoint::is_pending(t); }
-
   /// The part that `offsets_` and `sizes_` tell, whose bytes begin `skip` bytes behind the first element of `from`.
   void add(std::size_t number, const leaf& l, const at::Tensor& from, std::int64_t skip) {
     put(static_cast<std::int64_t>(number));
@@ -271,43 +306,66 @@ class share_builder {
     for (const auto size : sizes_) put(size);
     const bool plain = is_plain(from);
     const auto base = plain ? from : checkpoint::carried_out(from).contiguous();
-    cut(l, base, static_cast<char*>(base.data_ptr()) + skip);
+    auto* const data = static_cast<char*>(base.data_ptr()) + skip;
+    if (!base.is_inference() && resting_.contains(base.storage().unsafeGetStorageImpl()))
+      return hand_out(known_part(l, base, data));
+    hand_out(cut(l, base, data));
   }
 
-  void cut(const leaf& l, const at::Tensor& base, char* data) {
+  void hand_out(const std::vector<at::Tensor>& pieces) {
+    for (const auto& piece : pieces) result_.pieces.emplace_back(piece);
+  }
+
+  const std::vector<at::Tensor>& known_part(const leaf& l, const at::Tensor& base, char* data) {
+    auto& all = owner_.known_;
+    const auto at = known_++;
+    if (at < all.size() && all[at].is_of(base, data, sizes_)) return all[at].pieces;
+    forget_resting();
+    if (at == all.size()) all.emplace_back();
+    all[at] = {base, data, sizes_, {}};
+    all[at].pieces = cut(l, base, data);
+    return all[at].pieces;
+  }
+
+  std::vector<at::Tensor> cut(const leaf& l, const at::Tensor& base, char* data) {
     const auto count = piece_count(l, sizes_);
     const auto rows = sizes_.empty() ? 1 : sizes_[0];
     const auto row_bytes = byte_size(sizes_, l.dtype) / rows;
     const c10::InferenceMode as_base(base.is_inference());
+    std::vector<at::Tensor> pieces;
+    pieces.reserve(static_cast<std::size_t>(count));
     for (std::int64_t i = 0; i < count; ++i) {
       const auto begin = first_row(rows, i, count);
       if (!sizes_.empty()) sizes_[0] = first_row(rows, i + 1, count) - begin;
-      result_.pieces.emplace_back(window(base, data + begin * row_bytes));
-      result_.bases.push_back(base);
+      pieces.push_back(window(base, data + begin * row_bytes, sizes_));
     }
+    return pieces;
   }
 
-  /// A tensor of `sizes_` over memory of `base`, which it keeps alive.
-  [[nodiscard]] at::Tensor window(const at::Tensor& base, char* data) const {
-    auto* const impl = base.unsafeGetTensorImpl();
-    c10::raw::intrusive_ptr::incref(impl);
-    const auto options = at::TensorOptions(base.scalar_type()).device(base.device());
-    auto result = at::for_blob(data, sizes_)
-                      .context(impl, release_tensor)
-                      .target_device(base.device())
-                      .options(options)
-                      .make_tensor();
-    if (!base.is_inference()) result.unsafeGetTensorImpl()->set_version_counter(impl->version_counter());
-    return result;
+  void forget_resting() { owner_.resting_pieces_.reset(); }
+
+  [[nodiscard]] std::shared_ptr<const storages> storages_of_known() const {
+    auto all = std::make_shared<storages>();
+    for (const auto& part : owner_.known_)
+      for (const auto& piece : part.pieces) all->insert(piece.storage().unsafeGetStorageImpl());
+    return all;
   }
 
   void put(std::int64_t number) { receipt_.push_back(number); }
 
+  sharer& owner_;
+  const storages& resting_;
+  std::size_t known_ = 0;  // parts in storages that rest, so far
   share result_;
   std::vector<std::int64_t> receipt_;
   std::vector<std::int64_t> offsets_;
   std::vector<std::int64_t> sizes_;
 };
+
+sharer::sharer() = default;
+sharer::~sharer() = default;
+
+namespace {
 
 // ---- The index ----
 
@@ -643,8 +701,7 @@ void remove_marks(state::value& state) {
 
 }  // namespace
 
-state::value with_owner(const state::value& state, const std::unordered_set<const c10::StorageImpl*>& spread,
-                        bool is_owner) {
+state::value with_owner(const state::value& state, const storages& spread, bool is_owner) {
   const auto own = [&](const at::Tensor& tensor) -> state::value {
     if (!is_whole_in_pieces(tensor)) return tensor;
     if (tensor.has_storage() && spread.contains(tensor.storage().unsafeGetStorageImpl())) return tensor;
@@ -673,9 +730,13 @@ bool has_sharded(const state::value& state) {
 }
 
 share share_of(const state::value& state, int rank, int world_size) {
+  return sharer().share_of(state, rank, world_size);
+}
+
+share sharer::share_of(const state::value& state, int rank, int world_size, const storages& resting) {
   const c10::AutoGradMode no_grad(false);
   const auto leaves = std::move(survey(state).leaves);
-  share_builder result(leaves, rank, world_size);
+  builder result(*this, resting, leaves, rank, world_size);
   line all(leaves, world_size);
   for (std::size_t i = 0; i < leaves.size(); ++i) {
     const auto& l = leaves[i];

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <filesystem>
+#include <memory>
 #include <string>
 #include <unordered_set>
 #include <vector>
@@ -21,11 +22,12 @@
 /// numbers of ranks read little more than what they need.
 namespace rondo::extensions {
 
+using storages = std::unordered_set<const c10::StorageImpl*>;
+
 /// Tensors that only rank `owner` writes, all rows of them, because the others may have other values in them: those of
 /// 4 KiB and more in `state` whose storages are not in `spread`. In the result each of them is a sharded tensor, of
 /// which the owner, for whom `is_owner` is true, has the whole and the others nothing.
-[[nodiscard]] state::value with_owner(const state::value& state,
-                                      const std::unordered_set<const c10::StorageImpl*>& spread, bool is_owner);
+[[nodiscard]] state::value with_owner(const state::value& state, const storages& spread, bool is_owner);
 
 /// The state with copies, on the CPU, of the tensors that are not kept in pieces, for an `index_of` later on.
 [[nodiscard]] state::value outline_of(const state::value& state);
@@ -39,14 +41,37 @@ struct share {
   /// same version counter: no bytes are copied unless a tensor is not contiguous or has a conjugation or negation
   /// pending. The memory lives as long as the pieces do.
   state::list pieces;
-  /// For each piece, the tensor in whose storage its memory lies.
-  std::vector<at::Tensor> bases;
   /// What the saver must know: which tensors this rank has, and which parts of them it writes. Binary.
   std::string receipt;
 };
 
-/// The share of rank `rank` in a state, of which all ranks have the same tensors in the same order. Takes about a
-/// microsecond for each tensor and piece. Throws `state_error` with the path of a tensor that files cannot hold.
+/// Makes one rank's shares of one state after another, such as those of a training's snapshots. Not tied to a thread,
+/// but to one at a time.
+class sharer {
+ public:
+  sharer();
+  ~sharer();
+  sharer(const sharer&) = delete;
+  sharer& operator=(const sharer&) = delete;
+
+  /// The share of rank `rank` in a state, of which all ranks have the same tensors in the same order. Takes about a
+  /// microsecond for each tensor and piece; pieces of storages in `resting` are made once, for as long as nothing about
+  /// their tensor but its content changes, and keep its memory until the next share. Throws `state_error` with the path
+  /// of a tensor that files cannot hold.
+  [[nodiscard]] share share_of(const state::value& state, int rank, int world_size, const storages& resting = {});
+
+  /// The storages of the last share's pieces whose memory is that of storages that rest.
+  [[nodiscard]] std::shared_ptr<const storages> resting_pieces() const noexcept { return resting_pieces_; }
+
+ private:
+  struct cut_part;
+  class builder;
+
+  std::vector<cut_part> known_;  // parts in storages that rest
+  std::shared_ptr<const storages> resting_pieces_;
+};
+
+/// The same for a single state.
 [[nodiscard]] share share_of(const state::value& state, int rank, int world_size);
 
 /// The tree of "complete": `state` with tables of all ranks' pieces in the place of what is kept in pieces. `receipts`

@@ -54,6 +54,22 @@ state::value without_random_state(const state::value& loop) {
   return root;
 }
 
+/// The tree of the file "complete" of a snapshot that `saver` saves, for a loop or for objects of the user's own.
+state::value index_tree(const snapshot_progress& p, const std::vector<std::string>& receipts, std::size_t saver,
+                        bool whole_loop) {
+  auto tree = index_of(p.outline, receipts);
+  auto& root = tree.as<state::dict>();
+  if (root.find("rondo") == nullptr) root.insert_or_assign("rondo", state::dict());
+  auto& ours = root["rondo"].as<state::dict>();
+  if (whole_loop) {
+    ours.insert_or_assign("random", p.random_states[saver]);
+    ours.insert_or_assign("ranks", ranks_part(p.random_states));
+  }
+  ours.insert_or_assign("sharded", state::dict{{"attempt", number_of_attempt(p.attempt)},
+                                               {"world_size", static_cast<std::int64_t>(receipts.size())}});
+  return tree;
+}
+
 }  // namespace
 
 task<> snapshot_taker::take(snapshot_order order) {
@@ -190,9 +206,10 @@ task<> snapshot_taker::settle(progress p) {
 }
 
 task<> snapshot_taker::commit(progress p, std::vector<std::string> receipts) {
-  auto work = [p, tree = index(p, receipts), ranks = receipts.size()] {
-    require_parts(p->order.path, p->attempt, ranks);
-    complete_attempt(p->order.path, p->attempt, tree, p->order.info);
+  const auto saver = static_cast<std::size_t>(settings_.ranks->group().rank());
+  auto work = [p, parts = std::move(receipts), saver, whole_loop = settings_.whole_loop] {
+    require_parts(p->order.path, p->attempt, parts.size());
+    complete_attempt(p->order.path, p->attempt, index_tree(*p, parts, saver, whole_loop), p->order.info);
     commit_attempt(p->order.path, p->attempt);
   };
   co_await ctx_.offload(work);
@@ -228,6 +245,7 @@ task<> snapshot_taker::write_now(progress p) {
   if (!all_on_cpu(planner_.storages())) {
     const trace::span capturing(capture_span);
     copied.emplace(planner_, ordinary_memory(bytes_), resting_storages());
+    copied->copy_rest();
   }
   p->capture_seconds = seconds_since(p->started);
   writing::write_request request(file_of(p), file.size(), [&](const writing::append_function& append) {
@@ -260,7 +278,7 @@ task<> snapshot_taker::start_in_background(progress p, writing::staging& memory)
     co_return;
   }
   trace::span capturing(capture_span);
-  p->taken = std::make_shared<capture>(planner_, std::move(slot), is_sharded(p) ? p->resting : resting(state));
+  p->taken = std::make_shared<capture>(planner_, std::move(slot), is_sharded(p) ? *p->resting : resting(state));
   capturing.end();
   planner_.release();
   p->order.pause.leave();
@@ -389,31 +407,14 @@ state::value snapshot_taker::part_of(const progress& p, const state::value& stat
   const int world_size = ranks.group().world_size();
   const auto unchanging = resting(state);
   auto shared = with_owner(settings_.whole_loop ? without_random_state(state) : state, unchanging, ranks.saves());
-  auto mine = share_of(shared, rank, world_size);
+  auto mine = sharer_.share_of(shared, rank, world_size, unchanging);
   p->part_receipt = std::move(mine.receipt);
-  p->resting.clear();
-  for (std::size_t i = 0; i < mine.bases.size(); ++i)
-    if (unchanging.contains(mine.bases[i].storage().unsafeGetStorageImpl()))
-      p->resting.insert(mine.pieces[i].as<at::Tensor>().storage().unsafeGetStorageImpl());
+  p->resting = sharer_.resting_pieces();
   if (ranks.saves()) p->outline = outline_of(shared);
-  state::dict about{{"attempt", p->attempt}, {"rank", std::int64_t{rank}}, {"world_size", std::int64_t{world_size}}};
+  state::dict about{{"attempt", number_of_attempt(p->attempt)},
+                    {"rank", std::int64_t{rank}},
+                    {"world_size", std::int64_t{world_size}}};
   return state::dict{{"pieces", std::move(mine.pieces)}, {"rondo", std::move(about)}};
-}
-
-/// The tree of the file "complete".
-state::value snapshot_taker::index(const progress& p, const std::vector<std::string>& receipts) const {
-  auto tree = index_of(p->outline, receipts);
-  auto& root = tree.as<state::dict>();
-  if (root.find("rondo") == nullptr) root.insert_or_assign("rondo", state::dict());
-  auto& ours = root["rondo"].as<state::dict>();
-  if (settings_.whole_loop) {
-    const auto saver = static_cast<std::size_t>(settings_.ranks->group().rank());
-    ours.insert_or_assign("random", p->random_states[saver]);
-    ours.insert_or_assign("ranks", ranks_part(p->random_states));
-  }
-  const std::int64_t world_size = settings_.ranks->group().world_size();
-  ours.insert_or_assign("sharded", state::dict{{"attempt", p->attempt}, {"world_size", world_size}});
-  return tree;
 }
 
 resting_storages snapshot_taker::resting(const state::value& state) const {

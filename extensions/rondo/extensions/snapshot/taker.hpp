@@ -16,6 +16,7 @@
 #include "rondo/checkpoint/planner.hpp"
 #include "rondo/extensions/snapshot/capture.hpp"
 #include "rondo/extensions/snapshot/ranks.hpp"
+#include "rondo/extensions/snapshot/sharding.hpp"
 #include "rondo/loop/context.hpp"
 #include "rondo/writing/staging.hpp"
 #include "rondo/writing/writer.hpp"
@@ -58,13 +59,13 @@ struct snapshot_progress {
   state::value whole;         ///< the state as the ranks have it together, where each has a part only
   state::value outline;       ///< of a sharded snapshot's state, on the saver
   std::string part_receipt;   ///< of this rank's part, for the saver
-  resting_storages resting;   ///< what of this rank's part nobody changes between two updates
-  std::shared_ptr<capture> taken;  ///< until the writer has it
-  bool in_background = false;      ///< it goes on while training does
-  wait_group::member reading;      ///< keeps updates waiting while the state is being copied
-  wait_group::member counted;      ///< among the taker's unfinished ones
-  wait_group::member own;          ///< of `unfinished`
-  wait_group unfinished;           ///< not empty before this one is durable or has failed
+  std::shared_ptr<const resting_storages> resting;  ///< what of this rank's part nobody changes between two updates
+  std::shared_ptr<capture> taken;                   ///< until the writer has it
+  bool in_background = false;                       ///< it goes on while training does
+  wait_group::member reading;                       ///< keeps updates waiting while the state is being copied
+  wait_group::member counted;                       ///< among the taker's unfinished ones
+  wait_group::member own;                           ///< of `unfinished`
+  wait_group unfinished;                            ///< not empty before this one is durable or has failed
 };
 
 /// Takes snapshots: plans, captures and writes them, tells about it, and keeps account of those that are on their way.
@@ -129,7 +130,6 @@ class snapshot_taker {
   state::value plan(const progress& p);
   [[nodiscard]] state::value collect(const progress& p);
   [[nodiscard]] state::value part_of(const progress& p, const state::value& state);
-  [[nodiscard]] state::value index(const progress& p, const std::vector<std::string>& receipts) const;
   [[nodiscard]] bool is_sharded(const progress& p) const;
   [[nodiscard]] std::filesystem::path file_of(const progress& p) const;
   [[nodiscard]] bool saver_is_elsewhere(const progress& p) const;
@@ -139,6 +139,7 @@ class snapshot_taker {
   context& ctx_;
   settings settings_;
   checkpoint::planner planner_;
+  sharer sharer_;
   async_semaphore turn_{1};  // among writes from live memory, which share the plan
   std::uint64_t bytes_ = 0;  // of staging memory, for the state as it was planned last
   wait_group unfinished_;
