@@ -18,6 +18,10 @@
 //   --on-failure warn     a snapshot that cannot be written does not end the training
 //   --on-error save       a training that fails leaves its last state
 //   --stop-at ITERATION   this rank asks for the end there
+//   --hold MOMENT         this rank stands still for the snapshot of iteration 4: when it has come there (iteration),
+//                         before it writes (writing), before or after the snapshot gets its name (naming, named). It
+//                         says "held", and goes on when there is a file OUT.go
+//   --calls FILE          says there what it makes durable and which names it gives (support/watched_calls.hpp)
 //
 // The rank is found as in any program. Says "begun", "iteration N" after each, "saved N" or "not saved N: reason" for
 // each snapshot, and at the end one JSON object. Goes on from the newest snapshot in OUT.
@@ -43,6 +47,7 @@
 #include <vector>
 
 #include "support/bad_disk.hpp"
+#include "support/watched_calls.hpp"
 
 namespace F = torch::nn::functional;
 namespace data = rondo::data;
@@ -65,6 +70,8 @@ struct settings {
   std::string bad_disk;
   std::int64_t bad_from = 0;
   std::optional<std::int64_t> stop_at;
+  std::string hold;
+  std::string calls;
   bool warn = false;
   bool save_on_error = false;
 };
@@ -95,6 +102,10 @@ settings parse(int argc, char** argv) {
       s.bad_from = std::stoll(value);
     } else if (option == "--stop-at")
       s.stop_at = std::stoll(value);
+    else if (option == "--hold")
+      s.hold = value;
+    else if (option == "--calls")
+      s.calls = value;
     else if (option == "--on-error")
       s.save_on_error = value == "save";
     else if (option == "--on-failure")
@@ -106,6 +117,21 @@ settings parse(int argc, char** argv) {
 }
 
 void say(const std::string& line) { std::cout << line << std::endl; }
+
+void stand_still(const settings& s) {
+  say("held");
+  while (!std::filesystem::exists(s.out + ".go")) std::this_thread::sleep_for(milliseconds(2));
+}
+
+void watch_calls(const settings& s) {
+  auto& calls = rondo::testing::watched_calls::of_this_program();
+  const auto hold_at_name = [s](const std::string& name) {
+    if (name.ends_with("/snapshot_iter_4")) stand_still(s);
+  };
+  if (s.hold == "naming") calls.naming = hold_at_name;
+  if (s.hold == "named") calls.named = hold_at_name;
+  if (!s.calls.empty()) calls.write_to(s.calls);
+}
 
 struct network : torch::nn::Module {
   network() {
@@ -121,6 +147,8 @@ struct network : torch::nn::Module {
 
 std::shared_ptr<rondo::writing::file_system> make_disk(const settings& s) {
   using rondo::testing::fails_with;
+  if (s.hold == "writing")
+    return std::make_shared<rondo::testing::bad_disk>(2, [s](const std::filesystem::path&) { stand_still(s); });
   if (s.bad_disk.empty()) return rondo::writing::posix_file_system();
   auto happening = fails_with(s.bad_disk == "--disk-full" ? std::errc::no_space_on_device : std::errc::io_error);
   if (s.bad_disk == "--disk-slow")
@@ -153,6 +181,7 @@ rondo::extension narrator(const settings& s) {
     ctx.on<rondo::event::training_started>([] { say("begun"); });
     ctx.on<rondo::event::iteration_completed>([s, &ctx] {
       say("iteration " + std::to_string(ctx.iteration()));
+      if (s.hold == "iteration" && ctx.iteration() == 4) stand_still(s);
       if (s.stop_at == ctx.iteration()) ctx.stop("asked for");
     });
     ctx.on_end<rondo::event::snapshot_completed>([](const rondo::event::snapshot_completed& done) {
@@ -274,6 +303,7 @@ int main(int argc, char** argv) {
   try {
     const settings s = parse(argc, argv);
     torch::set_num_threads(1);
+    watch_calls(s);
     return s.writer == "meet" ? meet(s) : train(s);
   } catch (const rondo::distributed::rank_error& e) {
     std::cerr << "ranks_program: " << e.what() << "\nnamed:";

@@ -55,6 +55,12 @@ class Rank:
     def result(self):
         return json.loads(self.said()[-1])
 
+    def wait_for_line(self, line, training):
+        limit = time.monotonic() + SECONDS
+        while line not in self.said():
+            assert time.monotonic() < limit and self.process.poll() is None, training
+            time.sleep(0.002)
+
     def __str__(self):
         return "\n".join([f"-- rank {self.rank}: status {self.process.poll()}", *self.said()[-8:], self.errors()])
 
@@ -218,6 +224,82 @@ def test_chain_of_kills(judge, world_size, writer, mode, kills, how=signal.SIGKI
     return sent
 
 
+# Of three ranks, of which rank 1 saves: who stands still where in the second snapshot, and who is killed then; which
+# snapshots there are afterwards. These are the lines of the table in docs/distributed.md.
+LOSSES = [
+    ("distributed", 2, "iteration", [2], [2]),
+    ("sharded", 2, "iteration", [2], [2]),
+    ("distributed", 1, "writing", [2], [2, 4]),
+    ("sharded", 2, "writing", [2], [2]),
+    ("distributed", 1, "naming", [1], [2]),
+    ("sharded", 1, "naming", [1], [2]),
+    ("distributed", 1, "named", [1], [2, 4]),
+    ("sharded", 1, "named", [1], [2, 4]),
+    ("distributed", 1, "naming", [0, 1, 2], [2]),
+    ("sharded", 1, "named", [0, 1, 2], [2, 4]),
+]
+
+
+def test_loss(judge, writer, mode, held, moment, dead, left):
+    """A rank that dies at a certain moment, or all of them."""
+    expected = judge.learn(3)
+    judge.begin_anew()
+    options = ["--mode", mode, "--saver-rank", "1"]
+    training = Training(judge, 3, writer, *options, of_rank={held: ["--hold", moment]})
+    training.ranks[held].wait_for_line("held", training)
+    lost = [training.ranks[rank] for rank in dead]
+    for rank in lost:
+        rank.process.kill()
+    others = [rank for rank in training.ranks if rank not in lost]
+    # Nobody but the one who stands still has a reason to wait.
+    training.wait(30, [rank for rank in others if rank.rank != held])
+    open(judge.out + ".go", "wb").close()
+    training.wait(30)
+    os.remove(judge.out + ".go")
+    for rank in others:
+        assert f"named: {dead[0]}\n" in rank.errors(), f"rank {rank.rank} does not name {dead[0]}\n{training}"
+    assert judge.snapshots() == left, str(training)
+    judge.verify()
+    again = Training(judge, 3, writer, *options)
+    result = again.ends_well()
+    assert result["resumed_from"].endswith(f"snapshot_iter_{left[-1]}"), str(again)
+    assert result["state_digest"] == expected["state_digest"], str(again)
+    assert not [name for name in os.listdir(judge.out) if ".tmp-" in name], str(again)
+
+
+def test_durable_before_named(judge, writer):
+    """What a loss of power leaves: each part, the index and the directory with them are durable before the snapshot has
+    its name, and the name is when it is said to be."""
+    judge.begin_anew()
+    logs = [os.path.join(judge.scratch, f"calls_{rank}") for rank in range(3)]
+    of_rank = {rank: ["--calls", logs[rank]] for rank in range(3)}
+    of_rank[1] += ["--hold", "naming"]
+    training = Training(judge, 3, writer, "--mode", "sharded", "--saver-rank", "1", of_rank=of_rank)
+    training.ranks[1].wait_for_line("held", training)
+    attempt = next(name for name in os.listdir(judge.out) if name.startswith(".snapshot_iter_4.tmp-"))
+    directory = os.path.join(judge.out, attempt)
+
+    def calls(rank):
+        with open(logs[rank], encoding="utf-8") as file:
+            return file.read().splitlines()
+
+    def require_durable(said, name):
+        temporary = next(i for i, line in enumerate(said) if line.startswith(f"sync {directory}/.{name}.tmp-"))
+        renamed = said.index(f"rename {directory}/{name}")
+        assert temporary < renamed < len(said) - said[::-1].index(f"sync {directory}"), said
+        return renamed
+
+    for rank in range(3):
+        require_durable(calls(rank), str(rank))
+    assert require_durable(calls(1), "1") < require_durable(calls(1), "complete"), calls(1)
+    open(judge.out + ".go", "wb").close()
+    training.ends_well()
+    os.remove(judge.out + ".go")
+    said = calls(1)
+    named = said.index(f"rename {judge.out}/snapshot_iter_4")
+    assert f"sync {judge.out}" in said[named:said.index(f"rename {judge.out}/snapshot_iter_6")], said
+
+
 def test_loss_outside_of_training(judge, world_size, what, how):
     """A rank that goes while all meet in nothing but barriers, collectives, or those of parts of the group."""
     judge.begin_anew()
@@ -279,9 +361,7 @@ def test_signal(judge, mode, to):
     judge.begin_anew()
     # It never ends by itself, so the signal is in time on any machine.
     training = Training(judge, 3, "thread", "--mode", mode, "--pause", "5", "--iterations", "1000000")
-    while "iteration 3" not in training.ranks[1].said():
-        assert training.ranks[1].process.poll() is None, str(training)
-        time.sleep(0.005)
+    training.ranks[1].wait_for_line("iteration 3", training)
     for rank in to:
         training.ranks[rank].process.send_signal(signal.SIGTERM)
     assert training.wait() == [143] * 3, str(training)
@@ -401,6 +481,10 @@ def main():
             test_bad_disk(judge, "simple", "distributed", 1, "--disk-broken", "Input/output error")
             test_slow_disk(judge, "simple", "sharded", 0, "fail")
             test_slow_disk(judge, "simple", "distributed", 1, "fail")
+        for number, loss in enumerate(LOSSES):
+            for writer in ["simple", "thread"] if arguments.thorough else [["simple", "thread"][number // 2 % 2]]:
+                test_loss(judge, writer, *loss)
+        test_durable_before_named(judge, "thread")
         test_other_number_of_ranks(judge)
         test_elastic(judge, arguments.elastic)
         for mode in ("distributed", "sharded"):
