@@ -37,9 +37,7 @@ data::tensor_dataset noisy_line(std::int64_t n) {
   return {x, 3 * x - 1 + 0.1 * torch::randn({n, 1})};
 }
 
-}  // namespace
-
-int main() {
+run_result train() {
   torch::manual_seed(1);
   torch::nn::Linear model(1, 1);
   torch::optim::SGD optimizer(model->parameters(), 0.1);
@@ -52,4 +50,9 @@ int main() {
 
   std::cout << fmt::format("stopped after epoch {}: {}; y = {:.1f} x + {:.1f}\n", result.epoch, result.stop_reason,
                            model->weight.item<double>(), model->bias.item<double>());
+  return result;
 }
+
+}  // namespace
+
+int main() { return rondo::run_main(train); }

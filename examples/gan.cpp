@@ -12,11 +12,11 @@
 #include <torch/nn.h>
 #include <torch/optim.h>
 
+#include <CLI/CLI.hpp>
 #include <cmath>
 #include <iostream>
 #include <range/v3/view/generate_n.hpp>
 #include <rondo/rondo.hpp>
-#include <string>
 
 using namespace rondo;
 
@@ -39,11 +39,8 @@ torch::Tensor judged(const torch::Tensor& logits, double label) {
   return torch::nn::functional::binary_cross_entropy_with_logits(logits, torch::full_like(logits, label));
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+run_result train(std::int64_t iterations) {
   torch::manual_seed(2);
-  const std::int64_t iterations = argc > 1 ? std::stoll(argv[1]) : 3000;
   auto generator = network(noise_size, 2);
   auto discriminator = network(2, 1);
   torch::optim::Adam generator_optimizer(generator->parameters(), torch::optim::AdamOptions(1e-3).betas({0.5, 0.99}));
@@ -78,4 +75,15 @@ int main(int argc, char** argv) {
   const auto radius = generator->forward(torch::randn({1000, noise_size})).norm(2, 1);
   std::cout << fmt::format("{} iterations, {} updates; generated points lie at radius {:.1f} +- {:.1f}\n",
                            result.iteration, updates, radius.mean().item<double>(), radius.std().item<double>());
+  return result;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Trains a generator of points on a ring against a discriminator.");
+  std::int64_t iterations = 3000;
+  app.add_option("iterations", iterations, "how long (default: 3000)")->check(CLI::PositiveNumber);
+  CLI11_PARSE(app, argc, argv);
+  return rondo::run_main([&] { return train(iterations); });
 }

@@ -22,6 +22,7 @@
 #include "rondo/extensions/progress_bar.hpp"
 #include "rondo/extensions/report_writer.hpp"
 #include "rondo/extensions/schedules.hpp"
+#include "rondo/extensions/snapshot/find.hpp"
 #include "rondo/extensions/snapshot/snapshot.hpp"
 #include "rondo/extensions/tensorboard_writer.hpp"
 #include "rondo/extensions/terminate.hpp"

@@ -29,6 +29,7 @@
 #include "rondo/loop/loop.hpp"
 #include "rondo/loop/parameter_groups.hpp"
 #include "rondo/loop/requeue.hpp"
+#include "rondo/loop/run_main.hpp"
 #include "rondo/report/observations.hpp"
 #include "rondo/report/summary.hpp"
 #include "rondo/state/digest.hpp"

@@ -18,6 +18,32 @@ if(CONSUMER STREQUAL "find_package")
   list(PREPEND PREFIX_PATH "${prefix}")
 endif()
 
+# What cpack makes for Debian, unpacked, and a compiler that knows nothing of CMake.
+if(CONSUMER STREQUAL "debian_packages")
+  run_step(package "${CMAKE_CPACK_COMMAND}" -G DEB -B "${binary_dir}" --config "${BUILD_DIR}/CPackConfig.cmake")
+  file(GLOB packages "${binary_dir}/librondo-dev_*.deb" "${binary_dir}/rondo-tools_*.deb")
+  list(LENGTH packages count)
+  if(NOT count EQUAL 2)
+    message(FATAL_ERROR "expected the packages librondo-dev and rondo-tools, found: ${packages}")
+  endif()
+  foreach(package IN LISTS packages)
+    run_step("unpack ${package}" dpkg-deb --extract "${package}" "${binary_dir}/root")
+  endforeach()
+  foreach(file IN ITEMS share/man/man1/rondo.1 share/bash-completion/completions/rondo share/doc/rondo/docs/tutorial.md
+                        bin/check_coroutines)
+    if(NOT EXISTS "${binary_dir}/root/usr/${file}")
+      message(FATAL_ERROR "the packages lack ${file}")
+    endif()
+  endforeach()
+  run_step(tool "${binary_dir}/root/usr/bin/rondo" --version)
+  set(ENV{PKG_CONFIG_PATH} "${binary_dir}/root/usr/lib/pkgconfig")
+  run_step(build sh -c "\"${CXX_COMPILER}\" -O0 \"${CMAKE_CURRENT_LIST_DIR}/find_package/main.cpp\" -o \"${binary_dir}/consumer\" \
+                        $(pkg-config --cflags --libs rondo)")
+  run_step(run "${binary_dir}/consumer")
+  file(REMOVE_RECURSE "${binary_dir}/_CPack_Packages")
+  return()
+endif()
+
 # Through a file, since values that are lists themselves do not survive a command line. Whether it builds is what matters
 # here, not how fast it runs.
 set(settings "${binary_dir}/settings.cmake")

@@ -241,14 +241,11 @@ TEST_CASE("a rank that does not come is named on all ranks", "[distributed][rank
       run_task([&]() -> task<> { co_await group.barrier(); });
       return;
     }
-    const auto begin = std::chrono::steady_clock::now();
     try {
       run_task([&]() -> task<> { co_await group.barrier(400ms); });
     } catch (const rank_error& e) {
       ++failed;
       require(e.ranks() == std::vector<int>{absent}, "names " + std::string(e.what()));
-      // Generous: what counts is that it does not hang.
-      require(std::chrono::steady_clock::now() - begin < 20s, "in time");
       throw;
     }
     ++failed;

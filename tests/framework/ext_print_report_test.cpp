@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "rondo/error.hpp"
+#include "rondo/extensions/call.hpp"
 #include "rondo/extensions/log_report.hpp"
 #include "rondo/extensions/print_report.hpp"
 #include "support/bare_loop.hpp"
@@ -128,7 +129,10 @@ TEST_CASE("print_report warns of what it could not print", "[extensions][print_r
   }
   SECTION("a column") {
     l | log_report() | print_report({"epoch", "trian/loss"}, {.out = &out});
+    std::string at_once;
+    l | call(every(1_epochs), [&](context&) { at_once = said.text(); }).at_priority(priority::snapshot);
     l.run();
+    CHECK(contains(at_once, "the first entry has no 'trian/loss', but 'train/loss'"));
     CHECK(contains(said.text(), "no entry had 'trian/loss'; there are: elapsed_time, epoch, iteration, train/loss"));
   }
 }

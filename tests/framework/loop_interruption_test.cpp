@@ -442,6 +442,28 @@ TEST_CASE("a run that is broken off in its first iteration saves that iteration"
   }
 }
 
+TEST_CASE("a signal ends training with the iteration in which it comes, however short iterations are",
+          "[loop][signals]") {
+  const default_dispositions dispositions;
+  const temporary_directory dir;
+  const bool in_step = GENERATE(false, true);
+  for (const std::int64_t at : {1, 70, 71, 99}) {
+    auto step = [&](context& ctx, std::int64_t&) {
+      if (in_step && ctx.iteration() + 1 == at) std::raise(SIGTERM);
+    };
+    rondo::loop l(models{}, optimizers{}, ranges::views::iota(std::int64_t{0}, std::int64_t{1000}), step,
+                  {.max_epochs = 1, .out = dir.path()});
+    l | make_extension("killer", [&](context& ctx) {
+      ctx.on<event::iteration_completed>([&] {
+        if (!in_step && ctx.iteration() == at) std::raise(SIGTERM);
+      });
+    });
+    const auto result = l.run();
+    REQUIRE(result.signal == SIGTERM);
+    REQUIRE(result.iteration == at);
+  }
+}
+
 TEST_CASE("on_signal = false leaves it to the trigger", "[loop][signals][snapshot]") {
   const default_dispositions dispositions;
   const bool on_signal = GENERATE(false, true);

@@ -74,6 +74,14 @@ TEST_CASE("observations come in the order of their reports, whatever was reporte
   REQUIRE(order() == "a7 v/a8 b9 ");
 }
 
+TEST_CASE("a key that no log could hold is refused where it is reported", "[report][observations]") {
+  observations all;
+  CHECK(message_of([&] { all.report("caf\xe9", 1); }) ==
+        "observation 'caf\\xe9' is not UTF-8, which no log could hold");
+  all.report("café", 1);
+  CHECK(all.find("café") != nullptr);
+}
+
 TEST_CASE("observations take numbers and tensors of one element", "[report][observations]") {
   observations seen;
   seen.report("double", 0.5);

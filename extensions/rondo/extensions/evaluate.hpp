@@ -14,10 +14,11 @@
 #include <vector>
 
 #include "rondo/data/example.hpp"
+#include "rondo/data/labelled.hpp"
 #include "rondo/data/stage.hpp"
 #include "rondo/extensions/evaluation_mode.hpp"
 #include "rondo/extensions/metric_set.hpp"
-#include "rondo/state/stateful.hpp"
+#include "rondo/loop/supervised.hpp"
 
 namespace rondo {
 
@@ -53,26 +54,28 @@ void require_metrics(std::size_t number);
 
 }  // namespace extensions
 
-/// Runs `model` over `batches`, which have `data` and `target`, once, without a loop:
+/// Runs `model` over `batches`, which are labelled (`data::labelled`) and have a tensor as target, once, without a
+/// loop:
 ///
 ///     const auto result = evaluate(model, test | data::batch(256), metrics::accuracy(), metrics::loss(cross_entropy));
 ///     std::cout << result["accuracy"];
 ///
-/// `model` is a module holder or a `shared_ptr` to a module. Meanwhile it is in evaluation mode (each submodule gets
-/// its own mode back, whatever happens) and gradients are off. Results are over all samples, however they are divided
-/// into batches. Blocks until the batches are through; the calling thread. A pipeline of `data` begins with its epoch
-/// 0.
+/// `model` is a module with a name, a `shared_ptr` to one or a module holder. Meanwhile it is in evaluation mode (each
+/// submodule gets its own mode back, whatever happens) and gradients are off. Results are over all samples, however
+/// they are divided into batches. Blocks until the batches are through; the calling thread. A pipeline of `data` begins
+/// with its epoch 0.
 ///
 /// Throws `option_error` without metrics, without a batch, for two metrics of one name and for a metric that needs a
 /// loop; what batches, model and metrics throw. In a loop, and with several ranks, use `evaluator`.
-template <class Model, ranges::range Batches, metrics::metric... Metrics>
-[[nodiscard]] evaluation_result evaluate(Model model, Batches&& batches, const evaluate_options& options,
+template <detail::model_argument Model, ranges::range Batches, metrics::metric... Metrics>
+[[nodiscard]] evaluation_result evaluate(Model&& model, Batches&& batches, const evaluate_options& options,
                                          Metrics... metrics) {
   extensions::require_metrics(sizeof...(Metrics));
   extensions::metric_set all;
   (all.add(std::move(metrics)), ...);
   all.reset();
-  torch::nn::Module& module = *model;
+  auto pointer = detail::model_pointer(std::forward<Model>(model));
+  torch::nn::Module& module = *pointer;
   const auto device = options.device.value_or(extensions::device_of(module));
   const c10::AutoGradMode no_gradients(false);
   const extensions::evaluation_mode mode({&module});
@@ -80,13 +83,14 @@ template <class Model, ranges::range Batches, metrics::metric... Metrics>
   data::set_epoch(view, 0);
   for (auto&& element : view) {
     const auto batch = data::to_device(std::decay_t<decltype(element)>(element), device);
-    all.update(nullptr, model->forward(batch.data), batch.target);
+    all.update(nullptr, detail::call_forward(pointer, data::input_of(batch)), data::target_of(batch));
   }
   return extensions::result_of(all);
 }
-template <class Model, ranges::range Batches, metrics::metric... Metrics>
-[[nodiscard]] evaluation_result evaluate(Model model, Batches&& batches, Metrics... metrics) {
-  return evaluate(std::move(model), std::forward<Batches>(batches), evaluate_options(), std::move(metrics)...);
+template <detail::model_argument Model, ranges::range Batches, metrics::metric... Metrics>
+[[nodiscard]] evaluation_result evaluate(Model&& model, Batches&& batches, Metrics... metrics) {
+  return evaluate(std::forward<Model>(model), std::forward<Batches>(batches), evaluate_options(),
+                  std::move(metrics)...);
 }
 
 }  // namespace rondo

@@ -16,6 +16,7 @@
 
 #include "rondo/async/task.hpp"
 #include "rondo/data/example.hpp"
+#include "rondo/data/labelled.hpp"
 #include "rondo/data/pass.hpp"
 #include "rondo/data/stage.hpp"
 #include "rondo/error.hpp"
@@ -74,7 +75,8 @@ class batch_pass : public evaluation_pass {
   virtual void forget() = 0;
 
   [[nodiscard]] auto take_batch(const context& ctx) {
-    auto batch = data::to_device(std::decay_t<ranges::range_reference_t<Batches>>(batches_.take()), ctx.options().device);
+    auto batch =
+        data::to_device(std::decay_t<ranges::range_reference_t<Batches>>(batches_.take()), ctx.options().device);
     batches_.advance();
     return batch;
   }
@@ -83,7 +85,7 @@ class batch_pass : public evaluation_pass {
   data::pass<Batches> batches_;
 };
 
-/// Batches with `data` and `target` through the loop's model into metrics.
+/// Labelled batches through the loop's model into metrics.
 template <class Batches>
 class metrics_pass final : public batch_pass<Batches> {
  public:
@@ -100,7 +102,7 @@ class metrics_pass final : public batch_pass<Batches> {
   }
   void step(context& ctx, observations&) override {
     const auto batch = this->take_batch(ctx);
-    metrics_.update(&ctx, ctx.forward(batch.data), batch.target);
+    metrics_.update(&ctx, ctx.forward(data::input_of(batch)), data::target_of(batch));
   }
   [[nodiscard]] std::string part() override { return metrics_.part(); }
   void join(const std::vector<std::string>& parts) override { metrics_.join(parts); }
@@ -179,8 +181,9 @@ concept evaluation_step =
 
 }  // namespace extensions
 
-/// Runs the loop's model over `batches`, which have `data` and `target`, and reports the loss and `metrics` as
-/// "validation/loss", "validation/accuracy", …, averaged over the samples of all batches. For supervised loops.
+/// Runs the loop's model over `batches`, which are labelled as in training, with a tensor as target, and reports the
+/// loss and `metrics` as "validation/loss", "validation/accuracy", …, averaged over the samples of all batches. For
+/// supervised loops.
 ///
 /// Meanwhile every model of the loop is in evaluation mode (each submodule gets its own mode back, whatever happens)
 /// and gradients are off; batches are moved to the loop's device. The batches are iterated over from the beginning each

@@ -5,8 +5,11 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <numeric>
 #include <set>
+#include <string_view>
 #include <utility>
+#include <vector>
 
 #include "rondo/error.hpp"
 #include "rondo/event/events.hpp"
@@ -20,6 +23,7 @@ namespace rondo {
 namespace {
 
 constexpr std::size_t least_width = 10;
+constexpr std::size_t few_changes = 2;  // between what was meant and what was typed
 
 /// With 6 significant digits, or as many fewer as the width asks for.
 std::string number_text(double number, std::size_t width) {
@@ -76,8 +80,10 @@ class table_printer {
   void print(const state::dict& entry) {
     std::string text;
     if (terminal_) text += extensions::clear_below;
-    if (!begun_) text += header(entry);
+    const bool first = !begun_;
+    if (first) text += header(entry);
     text += row(entry);
+    if (first && speaks_) warn_of_typos();
     if (speaks_) *options_.out << text << std::flush;
   }
 
@@ -109,6 +115,28 @@ class table_printer {
   static std::string finished(std::string line) {
     line.erase(line.find_last_not_of(' ') + 1);
     return std::move(line) + '\n';
+  }
+
+  // Others may come later.
+  void warn_of_typos() const {
+    for (const auto& column : columns_)
+      for (const auto& key : seen_)
+        if (!seen_.contains(column) && column.size() > 3 * few_changes && changes_between(column, key) <= few_changes)
+          log::warn(fmt::format("print_report: the first entry has no '{}', but '{}'", column, key));
+  }
+
+  /// How many characters of `a` must be changed, left out or added to get `b` (Levenshtein's distance).
+  static std::size_t changes_between(std::string_view a, std::string_view b) {
+    std::vector<std::size_t> best(b.size() + 1);
+    std::iota(best.begin(), best.end(), std::size_t{0});
+    for (std::size_t i = 0; i < a.size(); ++i) {
+      std::size_t diagonal = std::exchange(best[0], i + 1);
+      for (std::size_t j = 0; j < b.size(); ++j) {
+        const std::size_t other = std::min(best[j], best[j + 1]) + 1;
+        diagonal = std::exchange(best[j + 1], std::min(other, diagonal + (a[i] == b[j] ? 0 : 1)));
+      }
+    }
+    return best.back();
   }
 
   void warn_of_blanks() const {

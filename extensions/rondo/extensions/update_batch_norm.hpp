@@ -13,6 +13,7 @@
 
 #include "rondo/data/example.hpp"
 #include "rondo/data/stage.hpp"
+#include "rondo/loop/supervised.hpp"
 
 namespace rondo {
 
@@ -43,16 +44,18 @@ class fresh_statistics {
 /// after weights were averaged (`swa`), as `torch.optim.swa_utils.update_bn`. `batches` have `data`; they are moved to
 /// where the model's first parameter is. Modes and momenta are afterwards what they were, also after an error;
 /// parameters are not touched. Does nothing where there is no batch normalisation. Blocks; the calling thread. `model`
-/// is a module holder or a `shared_ptr` to a module.
-template <class Model, ranges::range Batches>
-void update_batch_norm(Model model, Batches&& batches) {
-  const extensions::fresh_statistics fresh(*model);
+/// is a module with a name, a `shared_ptr` to one or a module holder.
+template <detail::model_argument Model, ranges::range Batches>
+void update_batch_norm(Model&& model, Batches&& batches) {
+  auto pointer = detail::model_pointer(std::forward<Model>(model));
+  const extensions::fresh_statistics fresh(*pointer);
   if (fresh.empty()) return;
   const c10::AutoGradMode no_gradients(false);
   auto view = data::detail::all(std::forward<Batches>(batches));
   data::set_epoch(view, 0);
   for (auto&& element : view)
-    static_cast<void>(model->forward(data::to_device(std::decay_t<decltype(element)>(element), fresh.device()).data));
+    static_cast<void>(
+        detail::call_forward(pointer, data::to_device(std::decay_t<decltype(element)>(element), fresh.device()).data));
 }
 
 }  // namespace rondo

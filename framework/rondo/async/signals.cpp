@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include <asio/use_awaitable.hpp>
+#include <atomic>
 #include <cerrno>
 #include <map>
 #include <mutex>
@@ -72,6 +73,15 @@ class dispositions {
   std::map<int, entry> entries_;
 };
 
+std::atomic<unsigned> arrived = 0;
+std::atomic<void (*)(int)> handler_of_asio = nullptr;
+static_assert(decltype(arrived)::is_always_lock_free && decltype(handler_of_asio)::is_always_lock_free);
+
+extern "C" void count_and_pass_on(int signal) {
+  arrived.fetch_add(1, std::memory_order_relaxed);
+  handler_of_asio.load(std::memory_order_relaxed)(signal);
+}
+
 }  // namespace
 
 signal_stream::signal_stream(const executor& home, const std::vector<int>& signals, mode which) : set_(home) {
@@ -81,6 +91,9 @@ signal_stream::signal_stream(const executor& home, const std::vector<int>& signa
       caught_.push_back(signal);
       set_.add(signal);
       action installed = current(signal);
+      // Asio has one handler for all signals, and installs it for the first of several streams only.
+      if (installed.sa_handler != count_and_pass_on) handler_of_asio = installed.sa_handler;
+      installed.sa_handler = count_and_pass_on;
       installed.sa_flags |= SA_RESTART;
       const bool default_before = dispositions::instance().previous(signal).sa_handler == SIG_DFL;
       if (which == mode::first && default_before) installed.sa_flags |= static_cast<int>(SA_RESETHAND);
@@ -93,6 +106,8 @@ signal_stream::signal_stream(const executor& home, const std::vector<int>& signa
 }
 
 signal_stream::~signal_stream() { restore(); }
+
+unsigned signal_stream::arrivals() noexcept { return arrived.load(std::memory_order_relaxed); }
 
 task<int> signal_stream::next() { return set_.async_wait(asio::use_awaitable); }
 

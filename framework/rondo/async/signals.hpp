@@ -35,6 +35,11 @@ class signal_stream {
   /// Completes with the number of the next signal. Cancellation, or destroying the stream, throws `operation_aborted`.
   [[nodiscard]] task<int> next();
 
+  /// How many signals all streams of the process have caught so far. Known at once, while `next` completes only when the
+  /// event loop runs: whoever works for long between two looks at the event loop sees by it that one is worth while. May
+  /// wrap around. Costs a load; any thread.
+  [[nodiscard]] static unsigned arrivals() noexcept;
+
   /// What the process did with `signal` before, so that the caller can hand the signal on to it. Throws
   /// std::out_of_range when the stream does not catch `signal`.
   [[nodiscard]] struct sigaction previous(int signal) const;

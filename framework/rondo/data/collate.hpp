@@ -14,6 +14,8 @@ namespace detail {
 
 template <class T>
 struct stackable_type : std::is_same<T, at::Tensor> {};
+template <plain_struct T>
+struct stackable_type<T> : stackable_type<fields_t<T>> {};
 template <class Data>
 struct stackable_type<torch::data::Example<Data, void>> : stackable_type<Data> {};
 template <class Data, class Target>
@@ -24,7 +26,7 @@ struct stackable_type<std::pair<First, Second>> : std::conjunction<stackable_typ
 template <class First, class... More>
 struct stackable_type<std::tuple<First, More...>> : std::conjunction<stackable_type<First>, stackable_type<More>...> {};
 
-/// Tensors, and examples, pairs and tuples of nothing else.
+/// Tensors, and examples, pairs, tuples and plain structs of nothing else.
 template <class T>
 concept stackable = stackable_type<T>::value;
 
@@ -46,6 +48,11 @@ T stack(const std::vector<T>& items) {
             stack(project(items, [](const T& item) { return item.target; }))};
   } else if constexpr (is_example<T>) {
     return {stack(project(items, [](const T& item) { return item.data; }))};
+  } else if constexpr (plain_struct<T>) {
+    return [&]<std::size_t... I>(std::index_sequence<I...>) {
+      return T{stack(project(items, [](const T& item) { return std::get<I>(fields_of(item)); }))...};
+    }
+    (std::make_index_sequence<std::tuple_size_v<fields_t<T>>>());
   } else {
     return [&]<std::size_t... I>(std::index_sequence<I...>) {
       return T(stack(project(items, [](const T& item) { return std::get<I>(item); }))...);
@@ -57,8 +64,8 @@ T stack(const std::vector<T>& items) {
 }  // namespace detail
 
 /// Makes one batch of at least one item: tensors are stacked along a new first dimension, and so is every tensor of
-/// examples, pairs and tuples that hold nothing but tensors; items of any other type stay what they are, in a
-/// `std::vector`. Throws LibTorch's error when shapes differ. Undefined tensors (examples without target) give an
+/// examples, pairs, tuples and plain structs that hold nothing but tensors; items of any other type stay what they are,
+/// in a `std::vector`. Throws LibTorch's error when shapes differ. Undefined tensors (examples without target) give an
 /// undefined tensor.
 template <class Item>
 [[nodiscard]] auto collate(std::vector<Item> items) {

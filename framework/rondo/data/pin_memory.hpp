@@ -3,8 +3,6 @@
 #include <ATen/core/Tensor.h>
 
 #include <concepts>
-#include <tuple>
-#include <type_traits>
 #include <utility>
 
 #include "rondo/data/example.hpp"
@@ -27,14 +25,8 @@ struct pin_memory_fn {
       return pin_memory(std::move(batch));
     } else if constexpr (std::same_as<Batch, at::Tensor>) {
       if (batch.defined() && batch.device().is_cpu() && batch.layout() == at::kStrided) return batch.pin_memory();
-    } else if constexpr (is_example<Batch>) {
-      batch.data = (*this)(std::move(batch.data));
-      if constexpr (has_target<Batch>) batch.target = (*this)(std::move(batch.target));
-    } else if constexpr (is_tuple<Batch>) {
-      std::apply([&](auto&... fields) { ((fields = (*this)(std::move(fields))), ...); }, batch);
-    } else if constexpr (is_vector<Batch>) {
-      if constexpr (!std::is_arithmetic_v<typename Batch::value_type>)
-        for (auto& item : batch) item = (*this)(std::move(item));
+    } else {
+      each_part(batch, [this](auto& part) { part = (*this)(std::move(part)); });
     }
     return batch;
   }

@@ -29,7 +29,7 @@ task<> traced(task<> update) {
 
 const option_error not_supervised(const char* what) {
   return option_error(
-      what, "called in a loop with a custom step",
+      what, "called in a loop with a custom step, or with a model whose output is no tensor",
       "a loop made from a model and a loss function; elsewhere give the evaluation a function of its own");
 }
 
@@ -48,13 +48,13 @@ torch::optim::Optimizer& context::optimizer(std::string_view name) const {
   return *named("optimizer", session_.optimizers, name).optimizer;
 }
 
-at::Tensor context::forward(const at::Tensor& input) const {
+at::Tensor context::call_forward(detail::typed_value input) const {
   if (!session_.supervised.forward) throw not_supervised("forward");
   const autocast_scope precision(options().device.type(), options().autocast);
   return session_.supervised.forward(input);
 }
 
-at::Tensor context::loss(const at::Tensor& output, const at::Tensor& target) const {
+at::Tensor context::call_loss(const at::Tensor& output, detail::typed_value target) const {
   if (!session_.supervised.loss) throw not_supervised("loss");
   const autocast_scope precision(options().device.type(), options().autocast);
   return session_.supervised.loss(output, target);

@@ -219,11 +219,18 @@ class context {
   [[nodiscard]] torch::optim::Optimizer& optimizer(std::string_view name = "main") const;
   [[nodiscard]] const std::vector<detail::named_optimizer>& optimizers() const noexcept { return session_.optimizers; }
 
-  /// In a supervised loop: the model's output for `input`, which is on the loop's device. Throws `option_error`
-  /// otherwise.
-  [[nodiscard]] at::Tensor forward(const at::Tensor& input) const;
-  /// In a supervised loop: the loss function's value. Throws `option_error` otherwise.
-  [[nodiscard]] at::Tensor loss(const at::Tensor& output, const at::Tensor& target) const;
+  /// In a supervised loop: the model's output for `input`, which is on the loop's device and of the same type as in
+  /// training (`data::input_of` a batch). Throws `option_error` otherwise, and where the output is no tensor.
+  template <class Input>
+  [[nodiscard]] at::Tensor forward(const Input& input) const {
+    return call_forward({&input, typeid(Input)});
+  }
+  /// In a supervised loop: the loss function's value, with a target of the same type as in training. Throws
+  /// `option_error` otherwise.
+  template <class Target>
+  [[nodiscard]] at::Tensor loss(const at::Tensor& output, const Target& target) const {
+    return call_loss(output, {&target, typeid(Target)});
+  }
   [[nodiscard]] bool supervised() const noexcept { return static_cast<bool>(session_.supervised.forward); }
 
   /// For a custom training step: clips the gradients as the loop's options say, announces and takes one step of
@@ -298,6 +305,9 @@ class context {
   [[nodiscard]] bool listening() const;
 
  private:
+  [[nodiscard]] at::Tensor call_forward(detail::typed_value input) const;
+  [[nodiscard]] at::Tensor call_loss(const at::Tensor& output, detail::typed_value target) const;
+
   struct any_listener {
     virtual ~any_listener() = default;
     [[nodiscard]] virtual bool waiting() const = 0;

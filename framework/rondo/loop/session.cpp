@@ -298,9 +298,10 @@ task<> session::run_epoch() {
 
 void session::require_batch() {
   if (!source_->exhausted()) return;
-  throw option_error("batches",
-                     fmt::format("no batch in epoch {} after the first {}", now.epoch_index, now.iteration_in_epoch),
-                     "a range that gives batches every time it is iterated over");
+  throw option_error(
+      "batches", fmt::format("no batch in epoch {} after the first {}", now.epoch_index, now.iteration_in_epoch),
+      "a range that gives batches every time it is iterated over: a data set that is not empty, and with "
+      "drop_last one that is not smaller than a batch");
 }
 
 // The unbroken run drew what a range draws at the beginning of an epoch after the state of its end was saved, and
@@ -361,7 +362,16 @@ task<> session::run_iteration() {
   co_await complete_iteration();
   whole.end();
 
-  if (clock::now() - yielded_ < yield_interval) co_return;
+  if (should_yield()) co_await yield();
+}
+
+/// Now and then, and at once where a signal has arrived, so that training ends with the present iteration.
+bool session::should_yield() const {
+  return signal_stream::arrivals() != signals_seen_ || clock::now() - yielded_ >= yield_interval;
+}
+
+task<> session::yield() {
+  signals_seen_ = signal_stream::arrivals();
   co_await let_others_run(home);
   yielded_ = clock::now();
   throw_failure();
@@ -477,6 +487,7 @@ task<> session::conclude(std::exception_ptr error) {
       error = std::current_exception();
     }
   }
+  const std::string where = whereabouts();
   if (error) co_await announce_failure(error);
   const std::exception_ptr second = co_await announce_end(error);
   if (!error && second) {
@@ -492,8 +503,10 @@ task<> session::conclude(std::exception_ptr error) {
   }
   out_lock_.reset();
   parallel_.clear();
-  if (error) options.group.leave(message_of(error));
-  if (error) std::rethrow_exception(error);
+  if (!error) co_return;
+  options.group.leave(message_of(error));
+  if (training_begun_) log::error(fmt::format("training has failed {}", where));
+  std::rethrow_exception(error);
 }
 
 /// Closes what the error has broken off, and tells everybody about it.
@@ -510,6 +523,15 @@ task<> session::announce_failure(std::exception_ptr error) {
   co_await close_epoch(error);
   const event::failed failure{error};
   if (training_begun_) co_await events.channel<event::failed>().tell_all(failure, log_and_go_on);
+}
+
+/// For people: what was going on.
+std::string session::whereabouts() const {
+  const auto epoch = now.epoch_index + 1;
+  if (update_open_) return fmt::format("in the update of iteration {} (epoch {})", now.iteration + 1, epoch);
+  if (iteration_open_) return fmt::format("in the step of iteration {} (epoch {})", now.iteration + 1, epoch);
+  if (now.iteration == 0) return "before the first iteration";
+  return fmt::format("after iteration {} (epoch {})", now.iteration, epoch);
 }
 
 task<> session::close_epoch(std::exception_ptr reason) {

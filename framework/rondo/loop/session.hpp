@@ -26,6 +26,7 @@
 #include "rondo/loop/extension.hpp"
 #include "rondo/loop/grace_period.hpp"
 #include "rondo/loop/options.hpp"
+#include "rondo/loop/supervised.hpp"
 #include "rondo/report/observations.hpp"
 #include "rondo/state/stateful.hpp"
 #include "rondo/writing/directory_lock.hpp"
@@ -78,12 +79,6 @@ class batch_source {
   [[nodiscard]] virtual bool updates_are_managed() const noexcept = 0;
   /// Goes to the next batch.
   virtual void advance() = 0;
-};
-
-/// What a supervised loop knows about its model; empty functions otherwise.
-struct supervision {
-  std::function<at::Tensor(const at::Tensor& input)> forward;
-  std::function<at::Tensor(const at::Tensor& output, const at::Tensor& target)> loss;
 };
 
 /// A trigger as a gate. That of an extension as a whole is asked once per iteration however many subscriptions share
@@ -222,6 +217,9 @@ class session {
   [[nodiscard]] bool can_be_done_again();
   task<> conclude(std::exception_ptr error);
   task<> announce_failure(std::exception_ptr error);
+  [[nodiscard]] std::string whereabouts() const;
+  [[nodiscard]] bool should_yield() const;
+  task<> yield();
   task<> close_epoch(std::exception_ptr reason);
   task<std::exception_ptr> announce_end(std::exception_ptr error);
   [[nodiscard]] state::dict optimizer_types() const;
@@ -245,6 +243,7 @@ class session {
   [[nodiscard]] task<> update_when_free(std::size_t index);
   [[nodiscard]] task<> update_together(std::size_t index);
   void backward(const at::Tensor& loss, std::int64_t samples);
+  void look_at_loss(const at::Tensor& loss);
   void learn_who_updates();
   [[nodiscard]] bool goal_reached() const;
 
@@ -256,6 +255,7 @@ class session {
   std::thread::id home_thread_;
   clock::time_point started_;
   clock::time_point yielded_;
+  unsigned signals_seen_ = 0;  ///< `signal_stream::arrivals` when others ran last
   double elapsed_before_ = 0.0;
   std::optional<writing::directory_lock> out_lock_;
   std::int64_t gradients_of_ = 0;  ///< iterations whose gradients wait for the next update
@@ -268,6 +268,7 @@ class session {
   bool epoch_begun_ = false;  ///< the range has begun the present epoch
   std::optional<std::size_t> update_open_;
   int watchers_ = 0;                 ///< of signals, that are ready
+  bool warned_of_loss_ = false;      ///< that is NaN
   std::vector<scope*> data_waits_;   ///< of the training coroutine, for the next batch: any stop ends them
   std::vector<scope*> work_waits_;   ///< of work that can be done again: a signal ends them
   bool between_iterations_ = false;  ///< while it waits there

@@ -127,12 +127,12 @@ std::unique_ptr<const unfinished_iteration> session::work_begins() {
       unfinished_iteration{stage, std::move(*handler), state::random_state()});
 }
 
-bool session::interruption_point_due() const noexcept { return clock::now() - yielded_ >= point_interval; }
+bool session::interruption_point_due() const noexcept {
+  return signal_stream::arrivals() != signals_seen_ || clock::now() - yielded_ >= point_interval;
+}
 
 task<> session::interruption_point(const unfinished_iteration* work) {
-  co_await let_others_run(home);
-  yielded_ = clock::now();
-  throw_failure();
+  co_await yield();
   if (work == nullptr || (!signal && !snapshot_wanted) || !can_be_done_again()) co_return;
   unfinished_ = *work;
   if (signal) throw interrupted();

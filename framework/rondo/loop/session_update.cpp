@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "rondo/distributed/sharded_optimizer.hpp"
+#include "rondo/log.hpp"
 #include "rondo/loop/grad_scaler.hpp"
 #include "rondo/loop/gradients.hpp"
 #include "rondo/loop/session.hpp"
@@ -43,12 +44,27 @@ std::optional<task<>> session::learn(const at::Tensor& loss, std::int64_t sample
   if (!loss.defined() || loss.numel() != 1)
     throw option_error("loss", loss.defined() ? fmt::format("a tensor of {} elements", loss.numel()) : "undefined",
                        "a tensor with one element");
+  look_at_loss(loss);
   observed.report("train/loss", loss, static_cast<double>(samples));
   if (gradients_of_ == 0) optimizers[0].optimizer->zero_grad();
   const auto part = options.accumulate == 1 ? loss : loss / static_cast<double>(options.accumulate);
   backward(options.scaler ? options.scaler->scale(part) : part, samples);
   ++gradients_of_;
   return std::nullopt;
+}
+
+/// Only where that does not wait for a device.
+void session::look_at_loss(const at::Tensor& loss) {
+  if (warned_of_loss_ || !loss.is_cpu()) return;
+  const bool nan = loss.scalar_type() == at::kFloat    ? std::isnan(*loss.data_ptr<float>())
+                   : loss.scalar_type() == at::kDouble ? std::isnan(*loss.data_ptr<double>())
+                                                       : false;
+  if (!nan) return;
+  warned_of_loss_ = true;
+  log::warn(
+      fmt::format("the loss of iteration {} is NaN (said once); `fail_on_non_number()` ends training there, and "
+                  "`on_non_finite_gradients` says what becomes of such updates",
+                  now.iteration + 1));
 }
 
 /// The last one of an accumulation window hands gradients to the other ranks while others are still being computed.

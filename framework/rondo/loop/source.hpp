@@ -109,16 +109,5 @@ std::unique_ptr<batch_source> make_source(Range&& batches, Step step) {
   return std::make_unique<typed_source<view, Step>>(data::detail::all(std::forward<Range>(batches)), std::move(step));
 }
 
-/// Calls a loss function with two arguments, whether it is given as such or, as those of `torch::nn::functional`, as a
-/// function with a third one that has a default.
-template <class Loss>
-at::Tensor call_loss(Loss& loss, const at::Tensor& output, const at::Tensor& target) {
-  return std::invoke(loss, output, target);
-}
-template <class A, class B, class Options>
-at::Tensor call_loss(at::Tensor (*loss)(A, B, Options), const at::Tensor& output, const at::Tensor& target) {
-  return loss(output, target, std::remove_cvref_t<Options>());
-}
-
 }  // namespace detail
 }  // namespace rondo

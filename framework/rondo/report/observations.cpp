@@ -5,6 +5,8 @@
 
 #include <utility>
 
+#include "rondo/checkpoint/utf8.hpp"
+
 namespace rondo {
 
 observation_error::observation_error(std::string key, const std::string& problem)
@@ -19,6 +21,18 @@ const at::Tensor* observation::on_device() const noexcept {
   const auto* tensor = std::get_if<at::Tensor>(&value_);
   return tensor != nullptr && !tensor->device().is_cpu() ? tensor : nullptr;
 }
+
+namespace {
+
+/// With all but printable ASCII as \x and two digits.
+std::string escaped(std::string_view text) {
+  std::string result;
+  for (const char c : text)
+    c >= ' ' && c <= '~' ? result += c : result += fmt::format("\\x{:02x}", static_cast<unsigned char>(c));
+  return result;
+}
+
+}  // namespace
 
 void observations::report(std::string_view key, const at::Tensor& scalar, double weight) {
   if (!scalar.defined() || scalar.numel() != 1) {
@@ -53,7 +67,10 @@ observation& observations::slot(std::string_view key) {
   };
   std::size_t found = 0;
   while (found < entries_.size() && !matches(entries_[found].key)) ++found;
-  if (found == entries_.size()) entries_.push_back({prefix_ + std::string(key), {}});
+  if (found == entries_.size()) {
+    if (!checkpoint::is_utf8(key)) throw observation_error(escaped(key), "is not UTF-8, which no log could hold");
+    entries_.push_back({prefix_ + std::string(key), {}});
+  }
   if (found < present_) return entries_[found].value;
   // Its turn in this iteration is now. As a rule it is there already.
   if (found != present_) std::swap(entries_[found], entries_[present_]);
