@@ -23,6 +23,7 @@
 #include <rondo/distributed/sharded_optimizer.hpp>
 #include <rondo/extensions.hpp>
 #include <rondo/rondo.hpp>
+#include <rondo/state/sharded_tensor.hpp>
 #include <rondo/writing/register_savefun.hpp>
 #include <string>
 #include <vector>
@@ -38,51 +39,53 @@ struct Net : torch::nn::Module {
   torch::Tensor forward(torch::Tensor x) { return layer(x); }
   torch::nn::Linear layer = register_module("layer", torch::nn::Linear(2, 2));
 };
-struct net_impl : Net {};
-TORCH_MODULE_IMPL(net, net_impl);
-
-struct pair_net : torch::nn::Module {
+struct of_two_inputs : torch::nn::Module {
   torch::Tensor forward(torch::Tensor a, torch::Tensor b) { return a + b; }
 };
 
-extern net model;
-extern std::shared_ptr<torch::optim::Adam> optimizer;
-extern data::tensor_dataset images, test, train_set;
 inline auto batches_of(const data::tensor_dataset& all) { return all | data::batch(64); }
-using batches_type = decltype(batches_of(images));
-extern batches_type batches, test_batches, small, pairs;
-extern std::vector<torch::Tensor> real_batches;
-extern std::vector<data::example> sentences;
-inline auto loss = [](const torch::Tensor& output, const torch::Tensor& target) { return F::mse_loss(output, target); };
-extern rondo::loop& loop;
-extern rondo::loop& training;
-extern context& ctx;
-extern distributed::rank_group group;
-extern std::uint64_t seed;
-extern int rank, world_size;
-extern bool quick, mine;
-extern std::int64_t number;
-extern torch::Tensor tensor, series, x, y;
-extern std::shared_ptr<Net> generator, discriminator;
-extern torch::optim::Adam generator_optimizer, discriminator_optimizer;
-extern torch::nn::MSELoss criterion;
-extern asio::thread_pool pool;
-extern std::string bytes;
-extern state::value saved, saved_model;
+using batches_type = decltype(batches_of(std::declval<data::tensor_dataset>()));
+inline auto mse = [](const torch::Tensor& output, const torch::Tensor& target) { return F::mse_loss(output, target); };
+
+// In every example by these names, unless it has its own.
+struct reader {
+  rondo::loop& loop;
+  context& ctx;
+  Net net;
+  torch::nn::Linear model;
+  std::shared_ptr<torch::optim::Adam> optimizer;
+  data::tensor_dataset images, test;
+  batches_type batches, test_batches, small, pairs, train;
+  std::vector<torch::Tensor> real_batches;
+  decltype(mse) loss;
+  torch::nn::MSELoss criterion;
+  distributed::rank_group group;
+  std::uint64_t seed;
+  int rank, world_size;
+  bool quick, mine;
+  std::int64_t number;
+  torch::Tensor tensor, series, batch;
+  std::shared_ptr<Net> generator, discriminator;
+  torch::optim::Adam generator_optimizer, discriminator_optimizer;
+  asio::thread_pool pool;
+  std::string bytes;
+  state::value saved, saved_model;
+};
+extern reader have;
 
 template <class... T>
-void train(const T&...);
+void learn(const T&...);
 void upload(const std::filesystem::path&);
 void tell(std::exception_ptr, const run_result&);
 void start();
 task<bool> ready();
 std::string deflate(const std::string&);
-double mean(const torch::Tensor&);
 torch::Tensor distance(const torch::Tensor&, const torch::Tensor&);
 torch::Tensor judged(const torch::Tensor& output, double wanted);
 torch::Tensor encode(const std::string&);
 double gigabytes_in_use();
 rondo::loop make_loop();
+void tokenize();
 
 inline data::example augment(data::example e, data::random_sequence&) { return e; }
 

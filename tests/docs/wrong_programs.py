@@ -1,30 +1,12 @@
-#!/usr/bin/env python3
-"""Compiles programs that are wrong as a newcomer's are, and looks at the compiler's first lines: a sentence says what is
-wrong. And programs that are right, which must compile without a warning.
-
-usage: misuse_test.py BUILD_DIR
-
-Compiler and options come from BUILD_DIR/compile_commands.json.
+"""Programs that are wrong as a newcomer's are, and what the compiler's first lines must say: a sentence that helps. And
+some that are right, which must compile without a warning. See docs_test.py.
 """
 
-import concurrent.futures
-import json
-import os
 import re
-import shlex
-import shutil
 import subprocess
-import sys
-import tempfile
 
 # As many lines may come before and with the sentence.
 LINES = 10
-
-PRELUDE = """#include <torch/nn.h>
-#include <torch/optim.h>
-#include <rondo/extensions.hpp>
-#include <rondo/rondo.hpp>
-"""
 
 BEGIN = """using namespace rondo;
 namespace F = torch::nn::functional;
@@ -76,33 +58,8 @@ PROGRAMS = [
 ]
 
 
-def options_in(build_dir):
-    """The compiler with its options but without a precompiled header, and the folder in which programs are compiled."""
-    with open(os.path.join(build_dir, "compile_commands.json"), encoding="utf-8") as file:
-        commands = json.load(file)
-    for command in commands:
-        words = shlex.split(command["command"])
-        output = words[words.index("-o") + 1]
-        if "/extension_tests.dir/" in output:
-            compiler = next(i for i, word in enumerate(words) if re.search(r"(\+\+|cc|clang)(-\d+)?$", word)
-                            and "ccache" not in word)
-            words = words[compiler:words.index("-o")]
-            while "-include" in words:
-                del words[words.index("-include"):words.index("-include") + 2]
-            words = [word for word in words if not re.match("-O|-Winvalid-pch", word)]
-            return [*words, "-O0", "-Wno-unused-variable"], command["directory"]
-    raise SystemExit("no source of extension_tests in compile_commands.json")
-
-
-def with_prelude(words, directory, scratch, header):
-    """The options with a header that comes first, precompiled."""
-    prelude = os.path.join(scratch, "prelude.hpp")
-    shutil.copyfile(header, prelude)
-    subprocess.run([*words, "-x", "c++-header", prelude, "-o", prelude + ".gch"], cwd=directory, check=True)
-    return [*words, "-include", prelude]
-
-
-def judge(program, expected, words, directory):
+def complaint_about(program, expected, words, directory):
+    """Nothing, if the compiler says what it must."""
     text = BEGIN + program + "\n}\n"
     done = subprocess.run([*words, "-fsyntax-only", "-fmax-errors=1", "-x", "c++", "-"],
                           input=text, text=True, cwd=directory, capture_output=True)
@@ -112,23 +69,3 @@ def judge(program, expected, words, directory):
     if done.returncode != 0 and expected in first:
         return None
     return f"{program}\nexpected: {expected}\nfound:\n{done.stderr[:4000]}"
-
-
-def main():
-    [build_dir] = sys.argv[1:]
-    words, directory = options_in(build_dir)
-    with tempfile.TemporaryDirectory() as scratch:
-        header = os.path.join(scratch, "header.hpp")
-        with open(header, "w", encoding="utf-8") as file:
-            file.write(PRELUDE)
-        words = with_prelude(words, directory, scratch, header)
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            complaints = [text for text in pool.map(lambda one: judge(*one, words, directory), PROGRAMS) if text]
-    for text in complaints:
-        print(text)
-    print(f"{len(PROGRAMS)} programs, {len(complaints)} with another end than expected")
-    sys.exit(1 if complaints else 0)
-
-
-if __name__ == "__main__":
-    main()
