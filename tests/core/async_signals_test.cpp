@@ -69,6 +69,12 @@ TEST_CASE("a stream for the first signal gives the default action back when it a
     CHECK(disposition(SIGUSR2).sa_handler != SIG_DFL);
     std::raise(SIGUSR2);
     CHECK(disposition(SIGUSR2).sa_handler == SIG_DFL);
+    // A further stream catches it again, every time.
+    const auto so_far = signal_stream::arrivals();
+    const signal_stream further(loop.get_executor(), {SIGUSR2});
+    std::raise(SIGUSR2);
+    std::raise(SIGUSR2);
+    CHECK(signal_stream::arrivals() == so_far + 2);
   }
   CHECK(disposition(SIGUSR2).sa_handler == SIG_DFL);
   ::sigaction(SIGUSR2, &before, nullptr);

@@ -91,8 +91,12 @@ signal_stream::signal_stream(const executor& home, const std::vector<int>& signa
       caught_.push_back(signal);
       set_.add(signal);
       action installed = current(signal);
-      // Asio has one handler for all signals, and installs it for the first of several streams only.
-      if (installed.sa_handler != count_and_pass_on) handler_of_asio = installed.sa_handler;
+      // Asio has one handler for all signals, and installs it for the first of several streams only: it is not there any
+      // more where that one was for a first signal, which has come.
+      if (installed.sa_handler == SIG_DFL)
+        installed.sa_flags = 0;
+      else if (installed.sa_handler != count_and_pass_on)
+        handler_of_asio = installed.sa_handler;
       installed.sa_handler = count_and_pass_on;
       installed.sa_flags |= SA_RESTART;
       const bool default_before = dispositions::instance().previous(signal).sa_handler == SIG_DFL;
