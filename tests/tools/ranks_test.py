@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains with several real processes, kills them at random moments, fills disks, and looks at what is left.
 
-usage: ranks_test.py RONDO RANKS_PROGRAM [--kills N] [--stops N] [--elastic N...] [--thorough] [--seed N]
+usage: ranks_test.py RONDO RANKS_PROGRAM [--kills N] [--stops N] [--elastic N...] [--losses N] [--thorough] [--seed N]
 
 Whatever dies, or is stopped, every other rank must end by itself with an error that names the dead one, and the next start must go on
 from the newest complete snapshot to the bits of a training that nobody has disturbed.
@@ -455,6 +455,8 @@ def main():
     parser.add_argument("--stops", type=int, default=3, help="how many ranks to stop (default: 3)")
     parser.add_argument("--elastic", type=int, nargs="+", default=[1, 2, 4],
                         help="numbers of ranks that go on from each other's snapshots (default: 1 2 4)")
+    parser.add_argument("--losses", type=int, default=len(LOSSES),
+                        help="how many of the moments at which a rank can be lost, chosen at random (default: all)")
     parser.add_argument("--thorough", action="store_true", help="all combinations of modes, writers and bad disks")
     parser.add_argument("--seed", type=int, default=1, help="of all that is random (default: 1)")
     arguments = parser.parse_args()
@@ -481,7 +483,7 @@ def main():
             test_bad_disk(judge, "simple", "distributed", 1, "--disk-broken", "Input/output error")
             test_slow_disk(judge, "simple", "sharded", 0, "fail")
             test_slow_disk(judge, "simple", "distributed", 1, "fail")
-        for number, loss in enumerate(LOSSES):
+        for number, loss in enumerate(random.sample(LOSSES, arguments.losses)):
             for writer in ["simple", "thread"] if arguments.thorough else [["simple", "thread"][number // 2 % 2]]:
                 test_loss(judge, writer, *loss)
         test_durable_before_named(judge, "thread")
