@@ -104,6 +104,14 @@ struct points {
   std::tuple<at::Tensor, at::Tensor> z;
 };
 
+struct target_first {
+  at::Tensor target, image;
+};
+
+struct target_last {
+  at::Tensor image, target;
+};
+
 class sealed {
  public:
   explicit sealed(int) {}
@@ -178,6 +186,10 @@ TEST_CASE("what goes into a model and what should come out", "[data][example]") 
     const points batch{a, b, {c, c}};
     REQUIRE(std::get<0>(data::input_of(batch)).is_same(a));
     REQUIRE(std::get<0>(data::target_of(batch)).is_same(c));
+  }
+  SECTION("a struct whose target is not where it is looked for") {
+    REQUIRE_THROWS_AS(data::input_of(target_first{a, b}), rondo::error);
+    REQUIRE(data::input_of(target_last{a, b}).is_same(a));
   }
   STATIC_REQUIRE_FALSE(data::labelled<at::Tensor>);
   STATIC_REQUIRE_FALSE(data::labelled<torch::data::TensorExample>);

@@ -8,6 +8,7 @@
 
 #include "rondo/data/example.hpp"
 #include "rondo/data/fields.hpp"
+#include "rondo/error.hpp"
 
 namespace rondo::data {
 
@@ -40,6 +41,16 @@ auto parts_of(const Batch& batch) {
     return fields_of(batch);
 }
 
+/// A struct whose target is called so, but stands elsewhere, would be taken apart in the wrong way.
+template <ends_with_target Batch>
+void require_target_last(const Batch& batch) {
+  if constexpr (requires { batch.target; }) {
+    const auto& last = std::get<count_parts<Batch>() - 1>(parts_of(batch));
+    if (static_cast<const void*>(&batch.target) != static_cast<const void*>(&last))
+      throw error("a batch without a member `data` has a member `target` that is not its last one: put it there");
+  }
+}
+
 }  // namespace detail
 
 /// Batches that say what goes into the model and what should come out: those with members `data` and `target`; pairs
@@ -47,12 +58,23 @@ auto parts_of(const Batch& batch) {
 template <class Batch>
 concept labelled = detail::has_data_and_target<Batch> || detail::ends_with_target<Batch>;
 
-/// What goes into the model: `data`, or the only part but the last, or a tuple of all but the last.
+/// What should come out.
+template <labelled Batch>
+[[nodiscard]] decltype(auto) target_of(const Batch& batch) {
+  if constexpr (detail::has_data_and_target<Batch>)
+    return (batch.target);
+  else
+    return std::get<detail::count_parts<Batch>() - 1>(detail::parts_of(batch));
+}
+
+/// What goes into the model: `data`, or the only part but the last, or a tuple of all but the last. Throws
+/// `error` where a struct has a member `target` that is not the last one.
 template <labelled Batch>
 [[nodiscard]] decltype(auto) input_of(const Batch& batch) {
   if constexpr (detail::has_data_and_target<Batch>) {
     return (batch.data);
   } else {
+    detail::require_target_last(batch);
     const auto parts = detail::parts_of(batch);
     if constexpr (detail::count_parts<Batch>() == 2)
       return std::get<0>(parts);
@@ -62,15 +84,6 @@ template <labelled Batch>
       }
     (std::make_index_sequence<detail::count_parts<Batch>() - 1>());
   }
-}
-
-/// What should come out.
-template <labelled Batch>
-[[nodiscard]] decltype(auto) target_of(const Batch& batch) {
-  if constexpr (detail::has_data_and_target<Batch>)
-    return (batch.target);
-  else
-    return std::get<detail::count_parts<Batch>() - 1>(detail::parts_of(batch));
 }
 
 template <class Batch>

@@ -59,13 +59,14 @@ concept takes_at_once = requires(Model& model, const Input& input) {
   model->forward(input);
 };
 
+template <class Model, class... Parts>
+concept takes_each = requires(Model& model, const Parts&... parts) {
+  model->forward(parts...);
+};
 template <class Model, class Input>
 struct takes_parts_of : std::false_type {};
 template <class Model, class... Parts>
-    struct takes_parts_of<Model, std::tuple<Parts...>> : std::bool_constant <
-                                                         requires(Model& model, const Parts&... parts) {
-  model->forward(parts...);
-} > {};
+struct takes_parts_of<Model, std::tuple<Parts...>> : std::bool_constant<takes_each<Model, Parts...>> {};
 template <class Model, class First, class Second>
 struct takes_parts_of<Model, std::pair<First, Second>> : takes_parts_of<Model, std::tuple<First, Second>> {};
 
@@ -127,17 +128,17 @@ concept loss_function = called_as_module<Loss, Output, Target> || called_as_poin
     called_with_options<Loss, Output, Target> || called_directly<Loss, Output, Target>;
 
 template <class Loss, class Output, class Target>
-  requires loss_function<Loss, Output, Target> at::Tensor call_loss(Loss& loss, const Output& output,
-                                                                    const Target& target) {
-    if constexpr (called_as_module<Loss, Output, Target>)
-      return loss.forward(output, target);
-    else if constexpr (called_as_pointer<Loss, Output, Target>)
-      return loss->forward(output, target);
-    else if constexpr (called_with_options<Loss, Output, Target>)
-      return loss(output, target, typename options_of_function<Loss>::type());
-    else
-      return std::invoke(loss, output, target);
-  }
+  requires(loss_function<Loss, Output, Target>)
+at::Tensor call_loss(Loss& loss, const Output& output, const Target& target) {
+  if constexpr (called_as_module<Loss, Output, Target>)
+    return loss.forward(output, target);
+  else if constexpr (called_as_pointer<Loss, Output, Target>)
+    return loss->forward(output, target);
+  else if constexpr (called_with_options<Loss, Output, Target>)
+    return loss(output, target, typename options_of_function<Loss>::type());
+  else
+    return std::invoke(loss, output, target);
+}
 
 // ---- without the types -------------------------------------------------------------------------------------------
 
