@@ -12,6 +12,7 @@
 #include "rondo/async/scope.hpp"
 #include "rondo/async/timer.hpp"
 #include "support/abandon.hpp"
+#include "support/captured_stderr.hpp"
 #include "support/catch.hpp"
 
 namespace async_scope_test {
@@ -365,6 +366,28 @@ TEST_CASE("a scope that was not joined ends the program and says why", "[async][
   REQUIRE(WIFEXITED(status));
   CHECK(WEXITSTATUS(status) == 42);
   CHECK(said.find("without join()") != std::string::npos);
+}
+
+TEST_CASE("what fails after the first failure of a scope is logged", "[async][scope]") {
+  support::world w;
+  const rondo::testing::captured_stderr told;
+  auto body = [&]() -> task<> {
+    scope children(w.home());
+    children.spawn([]() -> task<> {
+      co_await support::turn();  // the other has begun
+      throw std::runtime_error("the first");
+    });
+    children.spawn([]() -> task<> {
+      try {
+        co_await sleep_for(1h);
+      } catch (...) {
+      }
+      throw std::runtime_error("the second");
+    });
+    co_await children.join();
+  };
+  CHECK_THROWS_WITH(support::run(w, body), "the first");
+  CHECK(told.text().find("the second") != std::string::npos);
 }
 
 }  // namespace async_scope_test

@@ -173,4 +173,14 @@ TEST_CASE("ignored signals are errors instead of deaths, and what was before is 
   with_handler::require_untouched(SIGPIPE);
 }
 
+TEST_CASE("guards that overlap in any order put back what was before the first of them", "[async][signals]") {
+  const with_handler mine(SIGPIPE);
+  auto first = std::make_unique<ignored_signals>(std::initializer_list<int>{SIGPIPE});
+  auto second = std::make_unique<ignored_signals>(std::initializer_list<int>{SIGPIPE});
+  first.reset();
+  CHECK(disposition(SIGPIPE).sa_handler == SIG_IGN);
+  second.reset();
+  with_handler::require_untouched(SIGPIPE);
+}
+
 }  // namespace async_signals_test

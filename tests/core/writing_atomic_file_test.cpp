@@ -2,10 +2,16 @@
 
 #include <fmt/format.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
+#include <filesystem>
+#include <string>
 
 #include "rondo/writing/memory_file_system.hpp"
+#include "rondo/writing/temporary_name.hpp"
 #include "support/temporary_directory.hpp"
 #include "support/writing.hpp"
 
@@ -214,12 +220,91 @@ TEST_CASE("a serializer that writes by itself", "[writing][atomic][by_path]") {
   CHECK(names_in(scratch.path()) == std::vector<std::string>{"target"});
 }
 
+namespace {
+
+/// The same name, as a process of another host would make it.
+std::string elsewhere(std::string name) {
+  auto& digit = name[name.size() - 16];
+  digit = digit == '0' ? '1' : '0';
+  return name;
+}
+
+/// Ended, and not waited for.
+class zombie {
+ public:
+  zombie() : process_(::fork()) {
+    if (process_ == 0) ::_exit(0);
+    siginfo_t about;
+    ::waitid(P_PID, static_cast<id_t>(process_), &about, WEXITED | WNOWAIT);
+  }
+  zombie(const zombie&) = delete;
+  zombie& operator=(const zombie&) = delete;
+  ~zombie() { ::waitpid(process_, nullptr, 0); }
+  [[nodiscard]] pid_t id() const { return process_; }
+
+ private:
+  pid_t process_;
+};
+
+void make_old(const std::filesystem::path& file) {
+  std::filesystem::last_write_time(file, std::filesystem::file_time_type::clock::now() - std::chrono::hours(1));
+}
+
+}  // namespace
+
+TEST_CASE("a zombie writes nothing any more, and a number that was given again is another process",
+          "[writing][atomic][stale]") {
+  const temporary_directory scratch;
+  auto& files = *writing::posix_file_system();
+  const zombie ended;
+  const auto of_zombie = writing::temporary_name("x", ended.id());
+  auto of_another = writing::temporary_name("y", ::getppid());
+  auto& digit = of_another[of_another.size() - 6];  // of when it started
+  digit = digit == '0' ? '1' : '0';
+  write_text(scratch.path() / of_zombie, "");
+  write_text(scratch.path() / of_another, "");
+  CHECK(writing::live_temporaries(files, scratch.path()).empty());
+  CHECK(writing::remove_stale_temporaries(files, scratch.path()).size() == 2);
+}
+
+TEST_CASE("what another host is writing stays: while it is locked, and while it changes", "[writing][atomic][stale]") {
+  const temporary_directory scratch;
+  auto& files = *writing::posix_file_system();
+  const auto name = elsewhere(writing::temporary_name("x", ::getppid()));
+  const auto file = scratch.path() / name;
+  auto written = files.create(file, 0);
+  make_old(file);
+  CHECK(writing::remove_stale_temporaries(files, scratch.path()).empty());
+  REQUIRE(writing::live_temporaries(files, scratch.path()).size() == 1);
+  CHECK(writing::live_temporaries(files, scratch.path()).front().file == file);
+
+  written->close();
+  CHECK(writing::live_temporaries(files, scratch.path()).empty());
+  CHECK(writing::remove_stale_temporaries(files, scratch.path()).size() == 1);
+
+  write_text(file, "changed just now");
+  CHECK(writing::remove_stale_temporaries(files, scratch.path()).empty());
+  CHECK(writing::live_temporaries(files, scratch.path()).empty());  // it is not waited for
+  make_old(file);
+  CHECK(writing::remove_stale_temporaries(files, scratch.path()).size() == 1);
+}
+
+TEST_CASE("names of temporaries tell their owners", "[writing][atomic][stale]") {
+  using state = writing::temporary_owner::state;
+  const auto mine = writing::temporary_name("dir/snapshot", ::getpid());
+  CHECK(mine.starts_with(fmt::format(".snapshot.tmp-{}-", ::getpid())));
+  CHECK(mine != writing::temporary_name("dir/snapshot", ::getpid()));
+  CHECK(writing::owner_of(mine)->what == state::here);
+  CHECK(writing::owner_of(writing::temporary_name("x", ::getppid()))->what == state::running);
+  CHECK(writing::owner_of(writing::temporary_name("x", dead_process()))->what == state::gone);
+  CHECK(writing::owner_of(elsewhere(mine))->what == state::elsewhere);
+  CHECK_FALSE(writing::owner_of("snapshot").has_value());
+}
+
 TEST_CASE("only temporaries of dead processes are removed", "[writing][atomic][stale]") {
   const temporary_directory scratch;
   auto& files = *writing::posix_file_system();
-  const auto temporary = [](const std::string& name, pid_t process) {
-    return fmt::format(".{}.tmp-{}-{:016x}", name, process, 0xabcdefU);
-  };
+  const auto temporary = [](const std::string& name, pid_t process) { return writing::temporary_name(name, process); };
   const auto dead = dead_process();
   const std::vector<std::string> stale = {temporary("snapshot_iter_7", dead), temporary("a.tmp-b", dead),
                                           temporary("ours", ::getpid())};
@@ -234,6 +319,7 @@ TEST_CASE("only temporaries of dead processes are removed", "[writing][atomic][s
       ".x.tmp-0-0123456789abcdef",
       ".x.tmp-99999999999999999999-0123456789abcdef",
       ".x.tmp-",
+      elsewhere(temporary("of_another_host", dead)),
       "tmp_snapshot_iter_7",
       "snapshot_iter_7",
       ".rondo.lock",

@@ -50,6 +50,7 @@ class deadly_file_system final : public writing::file_system {
   bool remove(const writing::path& file) override { return step(), under_->remove(file); }
   writing::file_kind kind(const writing::path& name) override { return step(), under_->kind(name); }
   std::vector<writing::directory_entry> list(const writing::path& name) override { return step(), under_->list(name); }
+  writing::file_use use_of(const writing::path& file) override { return step(), under_->use_of(file); }
   void sync_directory(const writing::path& name) override { step(), under_->sync_directory(name); }
   bool create_directory(const writing::path& name) override { return step(), under_->create_directory(name); }
 

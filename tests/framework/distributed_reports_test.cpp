@@ -185,7 +185,8 @@ TEST_CASE("a value of each rank's own is judged as one", "[ranks][reports]") {
     auto batches = some | data::distributed(group.rank(), 2) | data::batch(2);
     loop training(model, optimizer, batches, torch::nn::functional::mse_loss,
                   {.max_epochs = 10,
-                   .stop_trigger = early_stopping({.monitor = "own", .patience = 3, .check = every(iterations(1))}),
+                   .stop_trigger = early_stopping(
+                       {.monitor = "own", .patience = 3, .direction = better::lower, .check = every(iterations(1))}),
                    .out = out.path(),
                    .group = group});
     training | make_extension("own", [&group](context& ctx) {

@@ -214,7 +214,7 @@ at::Tensor train_in_windows(const std::filesystem::path& out, int world_size, st
     auto batches =
         samples | data::shuffle(3) | data::distributed(group.rank(), world_size) | data::batch(24 / world_size);
     loop training(model, optimizer, batches, torch::nn::functional::mse_loss,
-                  {.max_iterations = iterations, .out = out, .group = group, .accumulate = 4});
+                  {.stop_trigger = rondo::at({rondo::iterations{iterations}}), .out = out, .group = group, .accumulate = 4});
     training | snapshot({.autoload = true, .mode = world_size == 1 ? snapshot_mode::standard : mode})
                    .triggered(every(rondo::iterations(1)));
     training.run();

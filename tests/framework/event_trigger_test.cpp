@@ -279,4 +279,32 @@ TEST_CASE("early stopping knows the direction, ignores small gains and counts Na
   REQUIRE(stop_at({.monitor = "loss", .patience = 9, .limit = rondo::at({2_iterations})}, {3, 2, 1}) == 2);
 }
 
+TEST_CASE("the direction is guessed only from names that tell it", "[trigger]") {
+  CHECK(known_higher_is_better("validation/top5_accuracy") == true);
+  CHECK(known_higher_is_better("roc_auc") == true);
+  CHECK(known_higher_is_better("validation/f1") == true);
+  CHECK(known_higher_is_better("accuracy/loss") == false);
+  CHECK(known_higher_is_better("validation/rmse") == false);
+  CHECK_FALSE(known_higher_is_better("accuracy_loss").has_value());
+  CHECK_FALSE(known_higher_is_better("validation/bleu").has_value());
+  CHECK_FALSE(known_higher_is_better("val/glossary").has_value());
+  CHECK_THROWS_AS(early_stopping({.monitor = "validation/bleu"}), option_error);
+  CHECK_NOTHROW(early_stopping({.monitor = "validation/bleu", .direction = better::higher}));
+}
+
+TEST_CASE("who asks for what nobody has reported says so, and what to do", "[trigger]") {
+  observations nothing;
+  nothing.report("train/loss", 1.0);
+  moment m = after(1, 100);
+  m.observed = &nothing;
+  auto stop = early_stopping({.monitor = "validation/loss", .check = every(1_iterations)});
+  const auto message = message_of([&] { (void)stop.due(m); });
+  CHECK(contains(message, "early_stopping"));
+  CHECK(contains(message, "every 1 iterations"));
+  CHECK(contains(message, "look less often"));
+  CHECK(contains(message, "train/loss"));
+  auto best = min_value("validation/loss", every(1_iterations));
+  CHECK(contains(message_of([&] { (void)best.due(m); }), "min_value"));
+}
+
 }  // namespace event_trigger_test

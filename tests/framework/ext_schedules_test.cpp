@@ -356,13 +356,13 @@ TEST_CASE("the plateau schedule decides as Python's does", "[extension][schedule
 TEST_CASE("the plateau schedule looks at the mean between two checks, and remembers it", "[extension][schedules]") {
   const auto make = [] {
     return schedules::chained(
-        {schedules::constant(),
-         schedules::reduce_on_plateau({.monitor = "m", .factor = 0.5, .patience = 0, .check = every(3_iterations)})});
+        {schedules::constant(), schedules::reduce_on_plateau(
+                                    {.monitor = "loss", .factor = 0.5, .patience = 0, .check = every(3_iterations)})});
   };
   const std::vector<double> values = {3, 3, 3, 9, 0, 0, 3, 4, 0, 0, 0, 0, 1, 1, 1};  // means 3, 3, 2.33, 0, 1
   const auto observe = [&](schedule& s, std::size_t t) {
     observations reported;
-    reported.report("m", values[t]);
+    reported.report("loss", values[t]);
     s.observe({}, moment_after(static_cast<std::int64_t>(t) + 1, reported));
     return s.lr({}, 1.0);
   };
@@ -387,13 +387,13 @@ TEST_CASE("the plateau schedule looks at the mean between two checks, and rememb
 TEST_CASE("a plateau after a warm-up judges what was trained after it only", "[extension][schedules]") {
   auto s = schedules::warm_up(
       4_iterations,
-      schedules::reduce_on_plateau({.monitor = "m", .factor = 0.5, .patience = 0, .check = every(1_iterations)}));
+      schedules::reduce_on_plateau({.monitor = "loss", .factor = 0.5, .patience = 0, .check = every(1_iterations)}));
   const std::vector<double> values = {0, 0, 0, 0, 5, 4, 3, 3};
   std::vector<double> seen;
   for (std::size_t t = 0; t < values.size(); ++t) {
     const progress p{.iteration = static_cast<std::int64_t>(t) + 1};
     observations reported;
-    reported.report("m", values[t]);
+    reported.report("loss", values[t]);
     s.observe(p, moment_after(p.iteration, reported));
     seen.push_back(s.lr(p, 1.0));
   }
@@ -401,7 +401,7 @@ TEST_CASE("a plateau after a warm-up judges what was trained after it only", "[e
 }
 
 TEST_CASE("a schedule's memory that does not fit is refused, and changes nothing", "[extension][schedules]") {
-  auto s = schedules::chained({schedules::reduce_on_plateau({.monitor = "m"}), schedules::constant()});
+  auto s = schedules::chained({schedules::reduce_on_plateau({.monitor = "loss"}), schedules::constant()});
   const auto before = s.state_dict();
   CHECK_THROWS_AS(s.load_state_dict(state::dict{}), state_error);
   CHECK_THROWS_AS(s.load_state_dict(state::dict{{"parts", state::list{state::dict{}}}}), state_error);

@@ -5,6 +5,8 @@
 #include <torch/types.h>
 
 #include <array>
+#include <asio/co_spawn.hpp>
+#include <asio/io_context.hpp>
 #include <chrono>
 #include <csignal>
 #include <cstdint>
@@ -21,6 +23,7 @@
 
 #include "rondo/async/park.hpp"
 #include "rondo/async/scope.hpp"
+#include "rondo/async/signals.hpp"
 #include "rondo/async/timer.hpp"
 #include "rondo/data/data.hpp"
 #include "rondo/extensions/evaluator.hpp"
@@ -599,6 +602,241 @@ TEST_CASE("slurm_requeue asks for the job of this process", "[loop][signals]") {
     unsetenv("SLURM_JOB_ID");
   }
   setenv("PATH", path.c_str(), 1);
+}
+
+TEST_CASE("what asks for the end between an iteration and the wait for the next batch ends that wait", "[loop][data]") {
+  const std::string way = GENERATE("stop", "error", "signal");
+  const default_dispositions dispositions;
+  auto s = std::make_shared<told_stream::source>();
+  s->count = 1000;
+  s->allowed = 1;
+  s->when_waiting = [] {};
+  auto step = [](context&, const std::int64_t&) {};
+  const temporary_directory dir;
+  rondo::loop l(models{}, optimizers{}, told_stream(s), step, {.max_epochs = 1, .out = dir.path()});
+  l | make_extension("asker", [&](context& ctx) {
+    ctx.on<event::iteration_started>([&] {
+      ctx.spawn([&]() -> task<> {
+        if (way == "stop") ctx.stop("enough");
+        if (way == "error") throw error("a background failure");
+        if (way == "signal") std::raise(SIGTERM);
+        co_return;
+      });
+    });
+  });
+  if (way == "error") {
+    REQUIRE(contains(message_of<error>([&] { l.run(); }), "a background failure"));
+  } else {
+    const auto result = l.run();
+    REQUIRE(result.iteration == 1);
+    REQUIRE(result.signal.has_value() == (way == "signal"));
+  }
+}
+
+TEST_CASE("a silent stream ends on a stop, a signal and an error, saved or not, and the run goes on exactly",
+          "[loop][data][signals]") {
+  const std::string way = GENERATE("stop", "error", "signal");
+  const bool saved = GENERATE(false, true);
+  CAPTURE(way, saved);
+  const default_dispositions dispositions;
+  const temporary_directory dir;
+  journal seen;
+  const auto run = [&](std::int64_t allowed) {
+    auto s = std::make_shared<told_stream::source>();
+    s->count = 4;
+    s->allowed = allowed;
+    bool waits = false;
+    s->when_waiting = [&] { waits = true; };
+    auto step = [&](context&, const std::int64_t& number) { seen.push_back(std::to_string(number)); };
+    rondo::loop l(models{}, optimizers{}, told_stream(s), step, {.max_epochs = 1, .out = dir.path()});
+    l | make_extension("watch", [&](context& ctx) {
+      ctx.on<event::iteration_completed>([&] { seen.push_back("i" + std::to_string(ctx.iteration())); });
+      ctx.on<event::epoch_completed>([&] { seen.push_back("e" + std::to_string(ctx.epoch())); });
+      ctx.spawn([&]() -> task<> {
+        while (!waits) co_await sleep_for(std::chrono::microseconds(100));
+        if (way == "stop") ctx.stop("enough");
+        if (way == "error") throw error("a background failure");
+        if (way == "signal") std::raise(SIGTERM);
+        co_await sleep_for(std::chrono::hours(1));
+      });
+    });
+    if (saved) l | snapshot({.autoload = true, .final = true}).triggered(every(1_iterations));
+    return l.run();
+  };
+  if (way == "error") {
+    REQUIRE(contains(message_of<error>([&] { run(4); }), "a background failure"));
+    return;
+  }
+  const auto result = run(4);  // the fourth comes, the end does not
+  REQUIRE(result.signal.has_value() == (way == "signal"));
+  REQUIRE(exit_code(result) == (way == "signal" ? 143 : 0));
+  if (!saved) {
+    REQUIRE(seen == journal{"0", "i1", "1", "i2", "2", "i3", "3", "i4"});
+    return;
+  }
+  REQUIRE(seen.back() == "3");
+  static_cast<void>(run(1000));
+  REQUIRE(seen == journal{"0", "i1", "1", "i2", "2", "i3", "3", "i4", "e1"});
+}
+
+TEST_CASE("a stop that nobody saves ends the iteration, saved before or not", "[loop][data]") {
+  const default_dispositions dispositions;
+  const temporary_directory dir;
+  auto s = std::make_shared<told_stream::source>();
+  s->count = 4;
+  s->allowed = 2;
+  s->when_waiting = [] {};
+  journal seen;
+  auto step = [&](context& ctx, const std::int64_t& number) {
+    seen.push_back(std::to_string(number));
+    if (number == 1) ctx.stop("enough");
+  };
+  rondo::loop l(models{}, optimizers{}, told_stream(s), step, {.max_epochs = 1, .out = dir.path()});
+  l | make_extension("watch", [&](context& ctx) {
+    ctx.on<event::iteration_completed>([&] { seen.push_back("i" + std::to_string(ctx.iteration())); });
+  });
+  l | snapshot().triggered(every(1000_iterations));
+  REQUIRE(l.run().iteration == 2);
+  REQUIRE(seen == journal{"0", "i1", "1", "i2"});
+}
+
+TEST_CASE("SIGUSR1 while a stream of unknown length is silent at the end of an iteration takes its snapshot at once",
+          "[loop][signals][data]") {
+  const default_dispositions dispositions;
+  const temporary_directory dir;
+  const auto resumed = GENERATE(false, true);
+  journal seen;
+  const auto run = [&](bool stop) {
+    auto s = std::make_shared<told_stream::source>();
+    s->count = 3;
+    s->allowed = 3;
+    s->when_waiting = [&] { std::raise(SIGUSR1); };
+    auto step = [&](context&, const std::int64_t& number) { seen.push_back(std::to_string(number)); };
+    rondo::loop l(models{}, optimizers{}, told_stream(s), step, {.max_epochs = 1, .out = dir.path()});
+    l | make_extension("feeder", [&](context& ctx) {
+      ctx.on<event::iteration_completed>([&] { seen.push_back("i" + std::to_string(ctx.iteration())); });
+      ctx.on<event::epoch_completed>([&] { seen.push_back("e" + std::to_string(ctx.epoch())); });
+      ctx.on<event::snapshot_completed>([&] {
+        seen.push_back("saved");
+        if (stop) throw error("killed");
+        s->allowed = 1000;
+        s->waiting.post();
+      });
+    });
+    l | snapshot({.autoload = true}).triggered(every(1000_iterations));
+    return l.run();
+  };
+  if (!resumed) {
+    REQUIRE(run(false).iteration == 3);
+    REQUIRE(seen == journal{"0", "i1", "1", "i2", "2", "saved", "i3", "e1"});
+    return;
+  }
+  REQUIRE(contains(message_of<error>([&] { run(true); }), "killed"));
+  REQUIRE(run(false).iteration == 3);
+  REQUIRE(seen == journal{"0", "i1", "1", "i2", "2", "saved", "saved", "i3", "e1"});
+}
+
+TEST_CASE("a signal after an extension has stopped the run is no preemption", "[loop][signals]") {
+  const default_dispositions dispositions;
+  const temporary_directory dir;
+  bool preempted = false;
+  loop_options options{.max_epochs = 3, .out = dir.path()};
+  options.on_preempted = [&](const run_result&) { preempted = true; };
+  auto l = counting_loop(100, std::move(options));
+  l | make_extension("stopper", [&](context& ctx) {
+    ctx.on<event::iteration_completed>([&] {
+      if (ctx.iteration() == 5) ctx.stop("found it");
+    });
+    ctx.on<event::snapshot_started>([&]() -> task<> {
+      std::raise(SIGTERM);
+      while (!ctx.stop_signal()) co_await sleep_for(std::chrono::microseconds(100));
+    });
+  });
+  l | snapshot({.final = true}).triggered(every(1000_iterations));
+  const auto result = l.run();
+  REQUIRE(result.stop_reason == "found it");
+  REQUIRE(exit_code(result) == 0);
+  REQUIRE_FALSE(preempted);
+}
+
+TEST_CASE("a run that fails gives the signals back", "[loop][signals]") {
+  const default_dispositions dispositions;
+  const temporary_directory dir;
+  loop_options options{.max_epochs = 3, .out = dir.path()};
+  options.grace_period = std::chrono::hours(1);
+  auto l = counting_loop(100, std::move(options));
+  l | make_extension("fails", [](context& ctx) { ctx.on<event::iteration_completed>([] { throw error("no"); }); });
+  asio::io_context events(1);
+  std::exception_ptr failed;
+  asio::co_spawn(events, l.run_async(), [&](std::exception_ptr e, const run_result&) { failed = e; });
+  events.run();
+  REQUIRE(failed);
+  struct sigaction now {};
+  REQUIRE(::sigaction(SIGTERM, nullptr, &now) == 0);
+  REQUIRE(now.sa_handler == SIG_DFL);  // while the loop still exists
+}
+
+TEST_CASE("what a program throws as `interrupted` is an error where no signal has come", "[loop][signals]") {
+  auto l = counting_loop(10, {.max_epochs = 1});
+  l | make_extension("odd", [](context& ctx) { ctx.on<event::iteration_completed>([] { throw interrupted(); }); });
+  REQUIRE_THROWS_AS(l.run(), interrupted);
+}
+
+TEST_CASE("work of a coroutine beside training does not take the place of another extension's handler",
+          "[loop][signals]") {
+  const default_dispositions dispositions;
+  const temporary_directory dir;
+  const auto run = [&](bool raise) {
+    journal seen;
+    auto l = counting_loop(3, {.max_epochs = 1, .out = dir.path()});
+    l | make_extension("handler", [&](context& ctx) {
+          ctx.on<event::iteration_completed>([&]() -> task<> {
+            for (int i = 0; i < 20; ++i) co_await sleep_for(std::chrono::milliseconds(1));
+            seen.push_back("handled " + std::to_string(ctx.iteration()));
+          });
+        }).at_priority(priority::writer);
+    l | make_extension("beside", [&, raise](context& ctx) {
+      ctx.on<event::iteration_started>([&, raise] {
+        ctx.spawn([&, raise]() -> task<> {
+          co_await sleep_for(std::chrono::milliseconds(2));  // the handler is at work now
+          auto work = ctx.interruptible_work();
+          if (raise && ctx.iteration() == 2) std::raise(SIGTERM);
+          for (int i = 0; i < 5; ++i) co_await work.point();
+        });
+      });
+    });
+    l | snapshot({.autoload = true}).triggered(every(1000_iterations));
+    const auto result = l.run();
+    return std::pair(seen, result);
+  };
+  const auto [first, broken_off] = run(true);
+  REQUIRE(broken_off.iteration == 2);
+  REQUIRE(first == journal{"handled 1", "handled 2"});
+  const auto [second, whole] = run(false);
+  REQUIRE(second == journal{"handled 3"});
+}
+
+TEST_CASE("slurm_requeue asks also where SIGCHLD is ignored, and its child ignores nothing", "[loop][signals]") {
+  const temporary_directory dir;
+  const auto asked = dir.path() / "asked";
+  std::ofstream(dir.path() / "scontrol") << "#!/bin/sh\ngrep SigIgn /proc/self/status > '" << asked.string() << "'\n";
+  std::filesystem::permissions(dir.path() / "scontrol", std::filesystem::perms::owner_all);
+  const std::string path = std::getenv("PATH");
+  setenv("PATH", (dir.path().string() + ":" + path).c_str(), 1);
+  setenv("SLURM_JOB_ID", "4711", 1);
+  {
+    const ignored_signals quiet{SIGPIPE, SIGXFSZ, SIGCHLD};
+    slurm_requeue()({"SIGTERM", 5, 0, 1.0, std::nullopt, SIGTERM});
+  }
+  unsetenv("SLURM_JOB_ID");
+  setenv("PATH", path.c_str(), 1);
+  std::ifstream file(asked);
+  std::string name;
+  std::string mask;
+  file >> name >> mask;
+  const auto ignored = std::stoull(mask, nullptr, 16);
+  REQUIRE((ignored & (1ULL << (SIGPIPE - 1))) == 0);
+  REQUIRE((ignored & (1ULL << (SIGXFSZ - 1))) == 0);
 }
 
 }  // namespace loop_interruption_test

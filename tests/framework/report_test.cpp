@@ -238,4 +238,25 @@ TEST_CASE("a table averages each key over the iterations that reported it (ppe d
   REQUIRE(resumed.find("weighted")->mean() == table.find("weighted")->mean());
 }
 
+TEST_CASE("infinities make means in any order", "[report][summary]") {
+  const double inf = std::numeric_limits<double>::infinity();
+  const auto mean = [](const std::vector<double>& all) {
+    summary whole;
+    summary first;
+    summary second;
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      whole.add(all[i]);
+      (i < all.size() / 2 ? first : second).add(all[i]);
+    }
+    first.merge(second);
+    CHECK((first.mean() == whole.mean() || (std::isnan(first.mean()) && std::isnan(whole.mean()))));
+    return whole.mean();
+  };
+  CHECK(mean({inf, 1, 1, 1}) == inf);
+  CHECK(mean({1, 1, 1, inf}) == inf);
+  CHECK(mean({1, -inf, 1, -inf}) == -inf);
+  CHECK(std::isnan(mean({inf, 1, -inf, 1})));
+  CHECK(std::isnan(mean({1, std::nan(""), inf, 1})));
+}
+
 }  // namespace report_test

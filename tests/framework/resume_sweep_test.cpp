@@ -175,7 +175,8 @@ class training {
     std::ostringstream bar;
 
     loop_options options{.max_epochs = 3, .out = out_.path(), .accumulate = 3, .clip_grad_norm = 1.0};
-    options.stop_trigger = early_stopping({.monitor = "score", .patience = 3, .check = every(2_iterations)});
+    options.stop_trigger =
+        early_stopping({.monitor = "score", .patience = 3, .direction = better::lower, .check = every(2_iterations)});
     rondo::loop l(model, optimizer, examples(samples, 0) | data::shuffle(5) | data::batch(4),
                   torch::nn::functional::cross_entropy, std::move(options));
     l.remember("product", product);
@@ -276,7 +277,8 @@ class training {
     note("never", time_interval(std::chrono::hours(100)));
     note("odd", when([](const moment& now) { return now.iteration % 2 == 1; }));
     note("combined", (!every(2_iterations) && min_value("score", every(1_iterations))) || every(5_iterations));
-    note("stopped early", early_stopping({.monitor = "score", .patience = 1, .check = every(3_iterations)}));
+    note("stopped early",
+         early_stopping({.monitor = "score", .patience = 1, .direction = better::lower, .check = every(3_iterations)}));
     l | call("once per run", once(true), [this] { ++once_per_run; });
   }
 

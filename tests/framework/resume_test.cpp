@@ -7,6 +7,8 @@
 #include <torch/optim.h>
 #include <torch/types.h>
 
+#include <algorithm>
+#include <chrono>
 #include <list>
 #include <range/v3/view/generate_n.hpp>
 #include <range/v3/view/iota.hpp>
@@ -15,7 +17,10 @@
 
 #include "rondo/data/data.hpp"
 #include "rondo/event/early_stopping.hpp"
+#include "rondo/event/once.hpp"
+#include "rondo/event/time_interval.hpp"
 #include "rondo/event/value_trigger.hpp"
+#include "support/captured_stderr.hpp"
 #include "support/catch.hpp"
 #include "support/messages.hpp"
 #include "support/small_loops.hpp"
@@ -24,6 +29,7 @@ namespace resume_test {
 
 using namespace rondo;
 using namespace rondo::literals;
+using rondo::testing::captured_stderr;
 using rondo::testing::contains;
 using rondo::testing::counting_loop;
 using rondo::testing::journal;
@@ -202,7 +208,7 @@ TEST_CASE("the triggers of single handlers remember, too", "[loop][resume][trigg
 TEST_CASE("a resume inside an accumulation window ends with the same bits", "[loop][resume]") {
   const auto train = [](const problem& p, std::int64_t iterations, const state::value* from, state::value* saved) {
     rondo::loop l(p.model, p.optimizer, p.batches(), torch::nn::functional::mse_loss,
-                  {.max_iterations = iterations, .accumulate = 3});
+                  {.stop_trigger = rondo::at({rondo::iterations{iterations}}), .accumulate = 3});
     l | make_extension("save", [&](context& ctx) {
           if (from != nullptr) ctx.on<event::restoring>([&] { ctx.load_state_dict(*from); });
           ctx.when_due([&] {
@@ -290,7 +296,7 @@ TEST_CASE("gradients of another accumulation window are refused", "[loop][resume
   const auto run = [](std::int64_t accumulate, std::int64_t iterations, const state::value* from, state::value* saved) {
     problem p;
     rondo::loop l(p.model, p.optimizer, p.batches(), torch::nn::functional::mse_loss,
-                  {.max_iterations = iterations, .accumulate = accumulate});
+                  {.stop_trigger = rondo::at({rondo::iterations{iterations}}), .accumulate = accumulate});
     l | make_extension("save", [&](context& ctx) {
       if (from != nullptr) ctx.on<event::restoring>([&] { ctx.load_state_dict(*from); });
       ctx.when_due([&] {
@@ -339,6 +345,188 @@ TEST_CASE("a range that draws its order at the beginning of an epoch is resumed 
     both.insert(both.end(), rest.begin(), rest.end());
     REQUIRE(both == unbroken);
   }
+}
+
+namespace {
+
+/// Runs a counting loop, from a state if there is one, and gives the state at its end.
+state::value continued(loop_options options, const state::value* from, state::load_options load = {},
+                       run_result* result = nullptr) {
+  auto l = counting_loop(4, std::move(options));
+  state::value saved;
+  l | make_extension("losses", [](context& ctx) {
+        ctx.on<event::iteration_completed>([&ctx] { ctx.report("loss", 1.0); });
+      }).at_priority(priority::writer);
+  l | make_extension("save", [&](context& ctx) {
+    if (from != nullptr) ctx.on<event::restoring>([&, from, load] { ctx.load_state_dict(*from, load); });
+    ctx.on<event::training_completed>([&] { saved = state::clone(ctx.state_dict()); });
+  });
+  const auto ended = l.run();
+  if (result != nullptr) *result = ended;
+  return saved;
+}
+
+trigger patient(std::int64_t patience, trigger limit = never()) {
+  return early_stopping({.monitor = "loss", .patience = patience, .check = every(1_iterations), .limit = limit});
+}
+
+}  // namespace
+
+TEST_CASE("a stop trigger that is new, or another one, begins anew with a warning", "[loop][resume][memory]") {
+  const auto without = continued({.max_iterations = 3}, nullptr);
+  run_result result;
+  static_cast<void>(continued({.max_iterations = 20, .stop_trigger = patient(2)}, &without, {}, &result));
+  CHECK(result.iteration == 6);  // the first check sets the best, the second and third are no better
+
+  const auto timed = continued({.max_iterations = 3, .stop_trigger = time_interval(std::chrono::hours(1))}, nullptr);
+  captured_stderr told;
+  static_cast<void>(continued({.max_iterations = 20, .stop_trigger = patient(2)}, &timed, {}, &result));
+  CHECK(result.iteration == 6);
+  CHECK(contains(told.text(), "the stop trigger ''loss' without improvement"));
+  CHECK(contains(told.text(), "begins anew"));
+  CHECK(contains(message_of<state_error>([&] {
+                   static_cast<void>(
+                       continued({.max_iterations = 20, .stop_trigger = patient(2)}, &timed, {.strict_memory = true}));
+                 }),
+                 "rondo.stop_trigger"));
+}
+
+TEST_CASE("what an extension's trigger remembers of another kind is let go", "[loop][resume][memory]") {
+  const auto run = [](trigger when, std::int64_t iterations, const state::value* from, state::value* saved) {
+    auto l = counting_loop(4, {.max_iterations = iterations});
+    std::vector<std::int64_t> fired;
+    l | make_extension("acts", [&](context& ctx) {
+          ctx.when_due([&] { fired.push_back(ctx.iteration()); });
+        }).triggered(std::move(when));
+    l | make_extension("save", [&](context& ctx) {
+      if (from != nullptr) ctx.on<event::restoring>([&, from] { ctx.load_state_dict(*from); });
+      ctx.on<event::training_completed>([&] {
+        if (saved != nullptr) *saved = state::clone(ctx.state_dict());
+      });
+    });
+    l.run();
+    return fired;
+  };
+  using both = std::vector<std::int64_t>;
+  state::value saved;
+  static_cast<void>(run(every(1_epochs), 5, nullptr, &saved));
+  captured_stderr told;
+  CHECK(run(every(1_epochs) || once(true), 9, &saved, nullptr) == both{6, 8});
+  CHECK(contains(told.text(), "'acts' begins anew"));
+  static_cast<void>(run(time_interval(std::chrono::hours(1)), 5, nullptr, &saved));
+  CHECK(run(once(), 9, &saved, nullptr) == both{6});
+  CHECK(contains(told.text(), "which was 'every 3600 s'"));
+}
+
+TEST_CASE("the memory of a value trigger is that of its key", "[loop][resume][memory]") {
+  const auto run = [](const std::string& key, std::int64_t iterations, const state::value* from, state::value* saved) {
+    auto l = counting_loop(4, {.max_iterations = iterations});
+    std::vector<std::int64_t> fired;
+    l | make_extension("losses", [](context& ctx) {
+          ctx.on<event::iteration_completed>([&ctx] {
+            ctx.report("small", 1.0);
+            ctx.report("large", 9.0);
+          });
+        }).at_priority(priority::writer);
+    l | make_extension("acts", [&](context& ctx) {
+          ctx.when_due([&] { fired.push_back(ctx.iteration()); });
+        }).triggered(min_value(key, every(1_iterations)));
+    l | make_extension("save", [&](context& ctx) {
+      if (from != nullptr) ctx.on<event::restoring>([&, from] { ctx.load_state_dict(*from); });
+      ctx.on<event::training_completed>([&] {
+        if (saved != nullptr) *saved = state::clone(ctx.state_dict());
+      });
+    });
+    l.run();
+    return fired;
+  };
+  state::value saved;
+  CHECK(run("small", 3, nullptr, &saved) == std::vector<std::int64_t>{1});
+  CHECK(run("small", 6, &saved, nullptr).empty());
+  CHECK(run("large", 6, &saved, nullptr) == std::vector<std::int64_t>{4});
+}
+
+TEST_CASE("goals are those of the program that runs now", "[loop][resume][goals]") {
+  run_result result;
+  SECTION("more patience") {
+    const auto stopped = continued({.max_iterations = 50, .stop_trigger = patient(2)}, nullptr, {}, &result);
+    CHECK(result.iteration == 3);
+    static_cast<void>(continued({.max_iterations = 50, .stop_trigger = patient(2)}, &stopped, {}, &result));
+    CHECK(result.iteration == 3);
+    static_cast<void>(continued({.max_iterations = 50, .stop_trigger = patient(5)}, &stopped, {}, &result));
+    CHECK(result.iteration == 6);
+  }
+  SECTION("a later limit") {
+    const auto limited = [](epochs n) { return patient(1000, every(n)); };
+    const auto stopped = continued({.max_iterations = 50, .stop_trigger = limited(2_epochs)}, nullptr, {}, &result);
+    CHECK(result.iteration == 8);
+    static_cast<void>(continued({.max_iterations = 50, .stop_trigger = limited(3_epochs)}, &stopped, {}, &result));
+    CHECK(result.iteration == 12);
+  }
+  SECTION("more patience beside a trigger of time") {
+    const auto timed = [](std::int64_t patience) { return patient(patience) || time_interval(std::chrono::hours(8)); };
+    const auto stopped = continued({.max_iterations = 50, .stop_trigger = timed(2)}, nullptr, {}, &result);
+    CHECK(result.iteration == 3);
+    static_cast<void>(continued({.max_iterations = 50, .stop_trigger = timed(5)}, &stopped, {}, &result));
+    CHECK(result.iteration == 6);
+  }
+  SECTION("more epochs of a stop trigger") {
+    const auto stopped = continued({.stop_trigger = every(2_epochs)}, nullptr, {}, &result);
+    CHECK(result.iteration == 8);
+    static_cast<void>(continued({.stop_trigger = every(2_epochs)}, &stopped, {}, &result));
+    CHECK(result.iteration == 8);
+    static_cast<void>(continued({.stop_trigger = every(5_epochs)}, &stopped, {}, &result));
+    CHECK(result.iteration == 20);
+  }
+}
+
+TEST_CASE("a range whose size depends on the epoch is resumed where it was", "[loop][resume]") {
+  // Epoch e has 2 + e % 3 batches, and says so.
+  struct changing : ranges::view_interface<changing> {
+    void set_epoch(std::int64_t e) { size_now = 2 + e % 3; }
+    [[nodiscard]] auto begin() const { return ranges::views::iota(std::int64_t{0}, size_now).begin(); }
+    [[nodiscard]] auto end() const { return ranges::views::iota(std::int64_t{0}, size_now).end(); }
+    [[nodiscard]] std::size_t size() const { return static_cast<std::size_t>(size_now); }
+    std::int64_t size_now = 2;
+  };
+  const auto train = [](std::int64_t iterations, const state::value* from, state::value* saved) {
+    journal seen;
+    auto step = [&](context&, const std::int64_t& i) { seen.push_back(std::to_string(i)); };
+    rondo::loop l(models{}, optimizers{}, changing(), step, {.max_iterations = iterations});
+    l | make_extension("save", [&](context& ctx) {
+      if (from != nullptr) ctx.on<event::restoring>([&, from] { ctx.load_state_dict(*from); });
+      ctx.on<event::epoch_completed>([&](const auto& e) {
+        seen.push_back("epoch " + std::to_string(e.epoch) + " at " + std::to_string(ctx.iteration()));
+      });
+      ctx.on<event::training_completed>([&, saved] {
+        if (saved != nullptr) *saved = state::clone(ctx.state_dict());
+      });
+    });
+    l.run();
+    return seen;
+  };
+  const auto unbroken = train(18, nullptr, nullptr);
+  CHECK(std::count(unbroken.begin(), unbroken.end(), "epoch 6 at 18") == 1);
+  for (std::int64_t k = 1; k < 18; ++k) {
+    INFO("taken up after iteration " << k);
+    state::value saved;
+    auto both = train(k, nullptr, &saved);
+    const auto rest = train(18, &saved, nullptr);
+    both.insert(both.end(), rest.begin(), rest.end());
+    CHECK(both == unbroken);
+  }
+}
+
+TEST_CASE("a state of pytorch-pfn-extras over an empty range is an error that says so", "[loop][resume]") {
+  auto saved = continued({.max_iterations = 3}, nullptr);
+  state::dict ppe;
+  for (const auto& [key, value] : saved.as<state::dict>())
+    if (key.str() != "rondo") ppe.insert_or_assign(key, value);
+  auto step = [](context&, const std::int64_t&) {};
+  rondo::loop l(models{}, optimizers{}, ranges::views::iota(std::int64_t{0}, std::int64_t{0}), step,
+                {.max_iterations = 9});
+  l | make_extension("load", [&](context& ctx) { ctx.on<event::restoring>([&] { ctx.load_state_dict(ppe); }); });
+  CHECK(contains(message_of<option_error>([&] { l.run(); }), "batches"));
 }
 
 }  // namespace resume_test

@@ -19,6 +19,7 @@
 #include "rondo/extensions/snapshot/snapshot.hpp"
 #include "rondo/writing/memory_file_system.hpp"
 #include "support/bad_disk.hpp"
+#include "support/captured_stderr.hpp"
 #include "support/catch.hpp"
 #include "support/counting_loop.hpp"
 #include "support/gate.hpp"
@@ -30,6 +31,7 @@ namespace snapshot_corner_test {
 using namespace rondo;
 using namespace rondo::literals;
 using rondo::testing::contains;
+using rondo::testing::captured_stderr;
 using rondo::testing::counting;
 using rondo::testing::message_of;
 using rondo::testing::temporary_directory;
@@ -255,7 +257,12 @@ TEST_CASE("a state that no file can hold is an error when it is to be saved, not
   loop.remember("sparse", state::stateful_ref([] { return state::value(torch::eye(2).to_sparse()); },
                                               [](const state::value&) {}));
   loop | snapshot({.writer = writers::thread()}).triggered(rondo::at({1000_iterations}));
+  const captured_stderr told;
   REQUIRE(loop.run().iteration == 3);
+  const auto text = told.text();  // once, and not in every iteration
+  const auto first = text.find("no memory is prepared");
+  REQUIRE(first != std::string::npos);
+  REQUIRE(text.find("no memory is prepared", first + 1) == std::string::npos);
 }
 
 TEST_CASE("retention and autoload leave the files of another extension with the same names alone",

@@ -23,6 +23,7 @@
 #include "rondo/loop/loop.hpp"
 #include "rondo/state/digest.hpp"
 #include "rondo/writing/memory_file_system.hpp"
+#include "rondo/writing/temporary_name.hpp"
 #include "support/catch.hpp"
 #include "support/messages.hpp"
 #include "support/python.hpp"
@@ -190,7 +191,7 @@ TEST_CASE("ppe defects 9 and 10: order is by recorded iteration, and only our ow
 
 TEST_CASE("ppe defect 16: what a killed run left unfinished is removed at the next start", "[snapshot][ppe]") {
   const temporary_directory dir;
-  const auto left = dir / ".snapshot_iter_2.tmp-4194304-0123456789abcdef";  // beyond the largest process id
+  const auto left = dir / writing::temporary_name("snapshot_iter_2", 4194304);  // beyond the largest process id
   std::ofstream(left) << "half";
   train(dir.path(), 2, {.autoload = true});
   REQUIRE(files_in(dir.path()) == names{"snapshot_iter_2"});

@@ -590,8 +590,15 @@ TEST_CASE("ppe defect 33: adding, removing or renaming an extension is neither a
     from.as<state::dict>()["extensions"].as<state::dict>()["old"].as<state::dict>()["extension"] =
         state::dict{{"x", 1}};
     counter c;
-    CHECK(contains(message_of<state_error>([&] { resume("old", c, {}); }), "extensions.old.count"));
-    CHECK(contains(resume("old", c, {.on_mismatch = mismatch::warn}), "extensions.old.count: is missing"));
+    const auto strict = message_of<state_error>([&] { resume("old", c, {.strict_memory = true}); });
+    CHECK(contains(strict, "extensions.old.extension"));
+    CHECK(contains(strict, "'count': is missing"));
+    const auto said = resume("old", c, {});
+    CHECK(contains(said, "extension 'old' begins anew"));
+    CHECK(contains(said, "'count': is missing"));
+    CHECK(c.count == 2);
+    c.count = 0;
+    CHECK(contains(resume("old", c, {.on_mismatch = mismatch::warn}), "extensions.old.extension: state 'count': is missing"));
     CHECK(c.count == 2);
   }
 }
@@ -646,7 +653,7 @@ TEST_CASE("remembered objects follow the policy, modules among them the whole of
 
 TEST_CASE("gradients of parameters that do not fit are dropped and told", "[loop][load_options]") {
   const auto old = make_stack({"a", "head"}, 3);
-  const auto from = trained(old, optimizer_of(*old), {.max_iterations = 3, .accumulate = 2});
+  const auto from = trained(old, optimizer_of(*old), {.stop_trigger = rondo::at({iterations{3}}), .accumulate = 2});
   const auto load = [&](std::int64_t classes, std::int64_t accumulate, bool* found) {
     const captured_stderr output;
     const auto model = make_stack({"a", "head"}, classes);
@@ -666,7 +673,7 @@ TEST_CASE("gradients of parameters that do not fit are dropped and told", "[loop
   CHECK_FALSE(found);
 }
 
-TEST_CASE("the memory of another stop trigger is refused, and passed over where the options say so",
+TEST_CASE("the memory of another stop trigger is passed over, and refused where the options say so",
           "[loop][load_options]") {
   const auto old = make_stack({"a"});
   const auto from = trained(old, optimizer_of(*old));
@@ -680,7 +687,8 @@ TEST_CASE("the memory of another stop trigger is refused, and passed over where 
     l.run();
     return output.text();
   };
-  CHECK(contains(message_of<state_error>([&] { load({}); }), "rondo.stop_trigger"));
+  CHECK(contains(message_of<state_error>([&] { load({.strict_memory = true}); }), "rondo.stop_trigger"));
+  CHECK(contains(load({}), "the stop trigger ''train/loss' without improvement for 30 checks"));
   CHECK(contains(load({.on_mismatch = mismatch::warn}), "rondo.stop_trigger"));
 }
 

@@ -32,6 +32,7 @@ class bad_disk final : public writing::file_system {
   std::vector<writing::directory_entry> list(const writing::path& directory) override {
     return below_->list(directory);
   }
+  writing::file_use use_of(const writing::path& file) override { return below_->use_of(file); }
   void sync_directory(const writing::path& directory) override { below_->sync_directory(directory); }
   bool create_directory(const writing::path& directory) override { return below_->create_directory(directory); }
 

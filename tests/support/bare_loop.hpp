@@ -37,10 +37,10 @@ inline extension keep_state(std::int64_t iteration, std::optional<state::value>&
 }
 
 /// Brings a state back before training.
-inline extension restore_state(state::value kept) {
+inline extension restore_state(state::value kept, state::load_options options = {}) {
   return make_extension("snapshot",
-                        [kept = std::move(kept)](context& ctx) {
-                          ctx.on<event::restoring>([&kept, &ctx] { ctx.load_state_dict(kept); });
+                        [kept = std::move(kept), options = std::move(options)](context& ctx) {
+                          ctx.on<event::restoring>([&kept, &options, &ctx] { ctx.load_state_dict(kept, options); });
                         })
       .at_priority(priority::snapshot);
 }

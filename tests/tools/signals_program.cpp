@@ -4,7 +4,8 @@
 //
 // PLACE says what takes MILLISECONDS each: training (every step), evaluation (every batch of an evaluator), data (every
 // batch that a worker prepares), snapshot (nothing: a large state is saved after every iteration), stuck (nothing, but
-// the step of the tenth iteration never ends if MILLISECONDS is not 0). The results do not depend on them.
+// the step of the tenth iteration never ends if MILLISECONDS is not 0), stuck_data (the same of the worker that
+// prepares the tenth batch). The results do not depend on them.
 //
 //   --default-action    leave SIGTERM as it was outside of the run; without it, a handler is there that does nothing
 //   --rarely            no snapshots but those that signals ask for
@@ -16,6 +17,7 @@
 #include <torch/nn.h>
 #include <torch/optim.h>
 
+#include <atomic>
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
@@ -126,6 +128,9 @@ int train(const settings& s) {
   torch::optim::Adam optimizer(model->parameters(), torch::optim::AdamOptions(1e-2));
   auto prepared = [s](data::example batch, data::random_sequence& random) {
     s.pause_in("data");
+    static std::atomic<std::int64_t> batches_prepared = 0;
+    if (s.is("stuck_data") && s.pause.count() > 0 && ++batches_prepared == stuck_at)
+      std::this_thread::sleep_for(std::chrono::hours(1));
     return data::example(
         batch.data + 0.1 * torch::randn(batch.data.sizes(), data::torch_generator(random), torch::TensorOptions()),
         batch.target);

@@ -258,6 +258,25 @@ def test_grace_period(judge, writer):
     judge.goes_on_to_the_end("stuck", writer)
 
 
+def test_grace_period_of_data(judge, writer):
+    """A worker that never comes back, as from a dead file system: training ends, and the thread is not waited for."""
+    judge.learn("stuck_data")
+    judge.begin_anew()
+    training = Training(judge, "stuck_data", writer, 1, "--grace-period", "700")
+    training.begins()
+    training.wait_until(lambda: training.iterations()[-1:] == [9], "stuck")
+    sent = training.send(signal.SIGTERM)
+    status = training.end(judge.deadline)
+    seconds = time.monotonic() - sent
+    assert status == 124, str(training)
+    assert seconds >= 0.69, f"{seconds} s\n{training}"
+    snapshots = judge.snapshots()
+    assert snapshots and snapshots[-1] == 9, str(training)
+    judge.verify(training, snapshots)
+    judge.count("ended by the grace period, with the last snapshot")
+    judge.goes_on_to_the_end("stuck_data", writer)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rondo")
@@ -281,6 +300,7 @@ def main():
             test_second_sigterm(judge, place, writer)
         for number in range(max(1, arguments.signals // 100)):
             test_grace_period(judge, WRITERS[number % len(WRITERS)])
+            test_grace_period_of_data(judge, WRITERS[number % len(WRITERS)])
     judge.seconds.sort()
     for what, n in sorted(judge.counts.items()):
         print(f"{n:5} {what}")

@@ -137,8 +137,9 @@ class Run:
         """Lets the second snapshot begin, and traces who writes it from before it is told to."""
         tracers = []
         if writer == "process":
-            # Stopped while it announces the file, the trainer has a helper that has nothing to do yet.
-            tracers.append(self.trace([self.process.pid], "openat:signal=SIGSTOP:when=1", "-o", os.devnull,
+            # Stopped while it announces the file, the trainer has a helper that has nothing to do yet. Before that it
+            # opens the file of /proc that tells when the helper has started.
+            tracers.append(self.trace([self.process.pid], "openat:signal=SIGSTOP:when=2", "-o", os.devnull,
                                       calls="openat"))
             self.begin_second()
             limit = time.monotonic() + SECONDS

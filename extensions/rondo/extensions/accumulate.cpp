@@ -16,13 +16,21 @@ namespace rondo {
 
 namespace {
 
+/// Whether numbers count by their weights.
+enum class weighing { as_reported, none };
+
 /// Gathers some observations, and reports one number of them when its trigger fires.
 class accumulator {
  public:
   using result_function = std::function<double(const summary_table&)>;
 
-  accumulator(std::vector<std::string> sources, std::string target, trigger when, result_function result)
-      : sources_(std::move(sources)), target_(std::move(target)), when_(std::move(when)), result_(std::move(result)) {}
+  accumulator(std::vector<std::string> sources, std::string target, trigger when, result_function result,
+              weighing weights)
+      : sources_(std::move(sources)),
+        target_(std::move(target)),
+        when_(std::move(when)),
+        result_(std::move(result)),
+        weights_(weights) {}
 
   void attach(context& ctx) {
     if (ctx.group().world_size() > 1) return attach_with_others(ctx);
@@ -86,7 +94,13 @@ class accumulator {
     const auto& reported = ctx.reported();
     for (const auto& key : sources_)
       if (reported.find(key) == nullptr) return;
-    for (const auto& key : sources_) mine_.add(key, *reported.find(key));
+    for (const auto& key : sources_) mine_.add(key, weighed(*reported.find(key)));
+  }
+
+  [[nodiscard]] observation weighed(const observation& o) const {
+    if (weights_ == weighing::as_reported) return o;
+    if (const auto* scalar = o.on_device()) return {*scalar, 1.0};
+    return {o.value(), 1.0};
   }
 
   void report(context& ctx) {
@@ -102,17 +116,20 @@ class accumulator {
   std::string target_;
   trigger when_;
   result_function result_;
+  weighing weights_;
   summary_table mine_;    // of this rank, since all ranks' were joined
   summary_table joined_;  // of all ranks, the same on each
 };
 
 extension make_accumulator(const char* kind, std::vector<std::string> sources, const std::string& target, trigger when,
-                           accumulator::result_function result) {
+                           accumulator::result_function result, weighing weights) {
   for (const auto& key : sources)
     if (key.empty()) throw option_error(kind, "an empty key", "the key of an observation");
   if (target.empty()) throw option_error(kind, "an empty target", "the key under which the result is reported");
-  auto made = std::make_shared<accumulator>(std::move(sources), target, std::move(when), std::move(result));
-  return make_extension(std::string(kind) + "/" + target, std::move(made)).at_priority(priority::editor);
+  auto make = [sources = std::move(sources), target, when = std::move(when), result = std::move(result), weights] {
+    return std::make_shared<accumulator>(sources, target, when, result, weights);
+  };
+  return extension::made_by(std::string(kind) + "/" + target, std::move(make)).at_priority(priority::editor);
 }
 
 extension accumulate(const char* kind, accumulate_options options, double (*number_of)(const summary&)) {
@@ -120,7 +137,8 @@ extension accumulate(const char* kind, accumulate_options options, double (*numb
     const auto* const one = all.find(source);
     return one != nullptr ? number_of(*one) : std::numeric_limits<double>::quiet_NaN();
   };
-  return make_accumulator(kind, {options.source}, options.target, std::move(options.trigger), std::move(result));
+  return make_accumulator(kind, {options.source}, options.target, std::move(options.trigger), std::move(result),
+                          weighing::as_reported);
 }
 
 double sum_of(const summary* all) { return all->mean() * all->weight(); }
@@ -157,7 +175,7 @@ extension micro_average(micro_average_options options) {
     return denominators != 0.0 ? sum_of(all.find(above)) / denominators : std::numeric_limits<double>::quiet_NaN();
   };
   return make_accumulator("micro_average", {options.numerator_key, options.denominator_key}, options.result_key,
-                          std::move(options.trigger), std::move(ratio));
+                          std::move(options.trigger), std::move(ratio), weighing::none);
 }
 
 }  // namespace rondo

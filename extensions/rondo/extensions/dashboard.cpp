@@ -106,7 +106,7 @@ struct history {
     epoch_index = of_epoch;
     epoch.merge(seen);
     const double mean = seen.mean();
-    const bool higher = higher_is_better(better::automatic, key);
+    const bool higher = known_higher_is_better(key).value_or(false);
     if (std::isfinite(mean) && (std::isnan(best) || (higher ? mean > best : mean < best))) {
       best = mean;
       best_at = iteration;
@@ -412,7 +412,7 @@ extension dashboard(dashboard_options options) {
   if (options.log_lines < 1) throw option_error("log_lines", fmt::format("{}", options.log_lines), "1 or more lines");
   if (options.snapshots < 0) throw option_error("snapshots", fmt::format("{}", options.snapshots), "0 or more");
   if (options.out == nullptr) throw option_error("out", "null", "a stream that outlives the run");
-  return make_extension("dashboard", std::make_shared<board>(std::move(options)));
+  return extension::made_by("dashboard", [options = std::move(options)] { return std::make_shared<board>(options); });
 }
 
 }  // namespace rondo

@@ -21,7 +21,16 @@ evaluation::evaluation(evaluator_options options, std::unique_ptr<evaluation_pas
 
 void evaluation::attach(context& ctx) {
   pass_->check(ctx);
+  evaluated_at_ = -1;
   ctx.when_due([this, &ctx] { return evaluate(ctx); });
+  ctx.on<event::training_started>([this, &ctx] { begun_at_ = ctx.state_version(); });
+  if (options_.final) ctx.on<event::training_completed>([this, &ctx] { return evaluate_at_end(ctx); });
+}
+
+task<> evaluation::evaluate_at_end(context& ctx) {
+  const bool trained = ctx.state_version() != begun_at_;
+  if (ctx.preempted() || !trained || evaluated_at_ == ctx.state_version()) co_return;
+  co_await evaluate(ctx);
 }
 
 task<> evaluation::evaluate(context& ctx) {
@@ -43,6 +52,7 @@ task<> evaluation::evaluate(context& ctx) {
     log::error("'" + options_.name + "' failed, and then an extension threw another error at evaluation_completed");
   }
   if (error) std::rethrow_exception(error);
+  evaluated_at_ = ctx.state_version();
 }
 
 task<> evaluation::measure(context& ctx) {

@@ -31,6 +31,9 @@ namespace rondo {
 struct evaluator_options {
   /// Goes before what is reported ("validation/loss"), and is the extension's name.
   std::string name = "validation";
+  /// Whether to evaluate once more when training ends, if the trigger did not fire at its last iteration. Not when a
+  /// signal has ended it. What is reported then is seen by `log_report({.final = true})`.
+  bool final = false;
 };
 
 namespace extensions {
@@ -125,8 +128,9 @@ class custom_pass final : public batch_pass<Batches> {
   void step(context& ctx, observations& reports) override {
     auto batch = this->take_batch(ctx);
     reports.clear();
+    reports.weigh_by(static_cast<double>(data::item_count(batch)));
     std::invoke(step_, ctx, batch);
-    add(reports, static_cast<double>(data::item_count(batch)));
+    means_.add(reports);
   }
   [[nodiscard]] std::string part() override { return means_.pack(); }
   void join(const std::vector<std::string>& parts) override {
@@ -140,14 +144,6 @@ class custom_pass final : public batch_pass<Batches> {
  private:
   void forget() override { means_.clear(); }
 
-  void add(const observations& reports, double samples) {
-    reports.for_each([&](const std::string& key, const observation& value) {
-      const double weight = value.weight() == 1.0 ? samples : value.weight();
-      const auto* scalar = value.on_device();
-      means_.add(key, scalar != nullptr ? observation(*scalar, weight) : observation(value.value(), weight));
-    });
-  }
-
   Step step_;
   summary_table means_;
 };
@@ -160,6 +156,7 @@ class evaluation {
 
  private:
   task<> evaluate(context& ctx);
+  task<> evaluate_at_end(context& ctx);
   task<> measure(context& ctx);
   task<bool> join_ranks(context& ctx, bool any);
   std::string joined(std::vector<std::string> parts);
@@ -167,6 +164,8 @@ class evaluation {
 
   evaluator_options options_;
   std::unique_ptr<evaluation_pass> pass_;
+  std::int64_t evaluated_at_ = -1;  // version of the state
+  std::int64_t begun_at_ = -1;
 };
 
 template <class Batches>
@@ -216,8 +215,8 @@ template <ranges::range Batches, metrics::metric... Metrics>
 
 /// For any loop: calls `step(context&, batch&)` for each batch, under the same conditions, and reports the means of
 /// what it reports: `evaluator(batches, [](context& ctx, auto& batch) { ctx.report("loss", …); })` gives
-/// "validation/loss". A key counts for those batches in which it was reported. Its weight is the number of samples in
-/// the batch (`data::item_count`), or the weight that it was reported with if that is not 1.
+/// "validation/loss". A key counts for those batches in which it was reported. Its weight is the one that it was
+/// reported with, or else the number of samples in the batch (`data::item_count`).
 template <ranges::range Batches, extensions::evaluation_step<extensions::batch_of<Batches>> Step>
 [[nodiscard]] extension evaluator(Batches&& batches, evaluator_options options, Step step) {
   auto view = data::detail::all(std::forward<Batches>(batches));

@@ -94,8 +94,10 @@ class freezing {
 }  // namespace
 
 extension freeze_until(name_pattern pattern, trigger t, freeze_until_options options) {
-  return make_extension("freeze_until",
-                        std::make_shared<freezing>(std::move(pattern), std::move(t), std::move(options)));
+  return extension::made_by("freeze_until",
+                            [pattern = std::move(pattern), t = std::move(t), options = std::move(options)] {
+                              return std::make_shared<freezing>(pattern, t, options);
+                            });
 }
 
 }  // namespace rondo

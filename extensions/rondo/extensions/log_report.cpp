@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <string_view>
 #include <utility>
 
@@ -17,6 +18,7 @@
 #include "rondo/log.hpp"
 #include "rondo/loop/context.hpp"
 #include "rondo/report/summary.hpp"
+#include "rondo/writing/file_name.hpp"
 
 namespace rondo {
 
@@ -71,12 +73,17 @@ std::string joined(const std::vector<std::string>& names) {
 
 class log_writer {
  public:
-  explicit log_writer(log_report_options options) : options_(std::move(options)) {}
+  explicit log_writer(log_report_options options) : options_(std::move(options)) {
+    using kind = writing::name_field::kind;
+    if (options_.filename.find_first_of("{}") != std::string::npos)
+      names_.emplace(options_.filename,
+                     std::vector<writing::name_field>{{"iteration", kind::integer}, {"epoch", kind::integer}});
+  }
 
   void attach(context& ctx) {
     several_ = ctx.group().world_size() > 1;
     if (several_) return attach_with_others(ctx);
-    file_.emplace(ctx.out() / options_.filename);
+    if (!names_) open(ctx, options_.filename);
     ctx.on<event::training_started>([this, &ctx] { begin(ctx); });
     // The last iteration of an epoch waits for its epoch, whose handlers may have something to report.
     ctx.on<event::iteration_completed>([this, &ctx] {
@@ -85,6 +92,7 @@ class log_writer {
     ctx.on<event::epoch_completed>([this, &ctx] {
       if (record(ctx)) write(ctx, ctx.elapsed_time());
     });
+    if (options_.final) write_rest_at_end(ctx);
     end_with(ctx);
   }
 
@@ -95,12 +103,11 @@ class log_writer {
     return state::dict{{"trigger", options_.trigger.state_dict()},
                        {"summary", means.state_dict()},
                        {"seen", std::move(seen)},
+                       {"file", file_name_},
                        {"position", position_}};
   }
 
   void load_state_dict(const state::value& state) {
-    trigger when = options_.trigger;
-    when.load_state_dict(state.at("trigger"));
     summary_table means;
     means.load_state_dict(state.at("summary"));
     std::vector<std::string> seen;
@@ -108,17 +115,29 @@ class log_writer {
     const auto position = state.get<std::int64_t>("position");
     if (position < 0) throw state_error("position", fmt::format("is {}, which is not a position in a file", position));
 
-    options_.trigger = std::move(when);
     (several_ ? joined_ : means_) = std::move(means);
     seen_ = std::move(seen);
     position_ = position;
+    if (const auto* name = state.as<state::dict>().find("file")) stored_file_name_ = name->as<std::string>();
     loaded_ = true;
+    load_trigger(state.at("trigger"));
   }
 
  private:
+  /// The lines and means stay, whatever another trigger remembers.
+  void load_trigger(const state::value& memory) {
+    trigger before = options_.trigger;
+    try {
+      options_.trigger.load_state_dict(memory);
+    } catch (const std::exception& e) {
+      options_.trigger = std::move(before);
+      throw partial_memory_error(fmt::format("trigger '{}': {}", options_.trigger.str(), e.what()));
+    }
+  }
+
   /// Every rank keeps the same account, of what all have reported; the first one writes.
   void attach_with_others(context& ctx) {
-    if (ctx.is_saver()) file_.emplace(ctx.out() / options_.filename);
+    if (!names_) open(ctx, options_.filename);
     ctx.on<event::training_started>([this, &ctx]() -> task<> { return begin_with_others(ctx); });
     ctx.on<event::iteration_completed>(
         [this, &ctx]() -> task<> { return record_with_others(ctx, !ctx.now().epoch_end); });
@@ -126,6 +145,7 @@ class log_writer {
     // A snapshot keeps one rank's account, so that it must be that of all.
     ctx.on<event::snapshot_started>(
         [this, &ctx](const event::snapshot_started& e) -> task<> { return e.alone ? nothing() : join_ranks(ctx); });
+    if (options_.final) write_rest_at_end(ctx);
     if (ctx.is_saver()) end_with(ctx);
   }
 
@@ -140,8 +160,9 @@ class log_writer {
   task<> begin_with_others(context& ctx) {
     if (ctx.is_saver()) begin(ctx);
     const auto group = ctx.group().channel(ctx.name());
-    const auto position = co_await group.broadcast(std::to_string(position_));
-    position_ = std::stoll(position);
+    const auto place = co_await group.broadcast(fmt::format("{} {}", position_, file_name_));
+    position_ = std::stoll(place);
+    if (names_) file_name_ = place.substr(place.find(' ') + 1);
   }
 
   task<> record_with_others(context& ctx, bool wanted) {
@@ -152,6 +173,43 @@ class log_writer {
     if (!due) co_return;
     co_await join_ranks(ctx);
     write(ctx, elapsed_time_);
+  }
+
+  /// Posted at the end of each iteration, and so delivered when everybody has seen it.
+  struct iteration_is_over {
+    const log_writer* whose;
+  };
+
+  void write_rest_at_end(context& ctx) {
+    ctx.on<event::training_started>([this, &ctx] {
+      begun_at_ = ctx.state_version();
+      remember_keys(ctx);
+    });
+    ctx.on<event::iteration_completed>([this, &ctx] { ctx.post<iteration_is_over>(this); });
+    ctx.on<iteration_is_over>([this, &ctx](const iteration_is_over& e) {
+      if (e.whose == this) remember_keys(ctx);
+    });
+    ctx.on<event::training_completed>([this, &ctx]() -> task<> { return write_rest(ctx); });
+  }
+
+  void remember_keys(context& ctx) {
+    before_end_.clear();
+    ctx.reported().for_each([this](const std::string& key, const observation&) { before_end_.insert(key); });
+  }
+
+  /// What a run that is over has not logged yet, with what others have reported since the last iteration. One that is
+  /// to go on elsewhere logs it there.
+  task<> write_rest(context& ctx) {
+    if (ctx.preempted() || ctx.state_version() == begun_at_) co_return;
+    ctx.reported().for_each([this](const std::string& key, const observation& value) {
+      if (!before_end_.contains(key)) add(key, value);
+    });
+    if (several_) co_await join_ranks(ctx);
+    const bool rest = several_ ? !joined_.empty() : !means_.empty();
+    if (!rest) co_return;
+    auto told =
+        ctx.emit<extensions::log_entry>(ctx.name(), write_line(ctx, several_ ? elapsed_time_ : ctx.elapsed_time()));
+    if (told) co_await std::move(*told);
   }
 
   /// Each rank's part: its time, a space, and the table of its means.
@@ -180,12 +238,38 @@ class log_writer {
       options_.writer->begin(ctx.out(), ctx.iteration());
       writer_begun_ = true;
     }
+    if (names_ && !loaded_) return;  // the first line makes the first file
+    if (names_) {
+      if (stored_file_name_.empty()) return;
+      detail::require_file_name(stored_file_name_);
+      open(ctx, stored_file_name_);
+    }
     if (loaded_)
       go_back_to(position_);
     else if (options_.append || ctx.iteration() > 0)
       position_ = file_->whole_lines(file_->size());
     else
       position_ = 0;
+    file_->truncate(position_);
+  }
+
+  void open(context& ctx, const std::string& name) {
+    file_name_ = name;
+    if (!ctx.is_saver()) return;
+    file_.reset();
+    file_.emplace(ctx.out() / name);
+  }
+
+  /// A template names another file for some of the lines. What an earlier run has written there beyond the snapshot is
+  /// written again.
+  void turn_to_file(context& ctx) {
+    if (!names_) return;
+    const auto name = names_->format({{"iteration", ctx.iteration()}, {"epoch", ctx.epoch()}});
+    if (name == file_name_) return;
+    open(ctx, name);
+    position_ = 0;
+    if (!file_) return;
+    if (options_.append) position_ = file_->whole_lines(file_->size());
     file_->truncate(position_);
   }
 
@@ -200,11 +284,13 @@ class log_writer {
 
   /// Whether it is time for a line.
   bool record(context& ctx) {
-    ctx.reported().for_each([this](const std::string& key, const observation& value) {
-      see(key);
-      if (wanted(key)) means_.add(key, value);
-    });
+    ctx.reported().for_each([this](const std::string& key, const observation& value) { add(key, value); });
     return options_.trigger.due(ctx.now());
+  }
+
+  void add(const std::string& key, const observation& value) {
+    see(key);
+    if (wanted(key)) means_.add(key, value);
   }
 
   void see(const std::string& key) {
@@ -216,6 +302,10 @@ class log_writer {
   }
 
   void write(context& ctx, double elapsed_time) {
+    ctx.post<extensions::log_entry>(ctx.name(), write_line(ctx, elapsed_time));
+  }
+
+  state::dict write_line(context& ctx, double elapsed_time) {
     if (ctx.is_saver()) warn_of_unknown_keys();
     state::dict entry = take_means();
     entry.insert_or_assign("epoch", ctx.epoch());
@@ -223,10 +313,11 @@ class log_writer {
     entry.insert_or_assign("elapsed_time", elapsed_time);
     if (options_.postprocess) options_.postprocess(entry);
     const std::string line = json_line(entry);
+    turn_to_file(ctx);
     if (file_) file_->append(line);
     position_ += static_cast<std::int64_t>(line.size());
     if (options_.writer && ctx.is_saver()) options_.writer->write(ctx.iteration(), numbers_in(entry));
-    ctx.post<extensions::log_entry>(ctx.name(), std::move(entry));
+    return entry;
   }
 
   state::dict take_means() {
@@ -249,6 +340,9 @@ class log_writer {
   }
 
   log_report_options options_;
+  std::optional<writing::file_name_template> names_;  // where there are several files
+  std::string file_name_;                             // of the present one
+  std::string stored_file_name_;
   std::optional<extensions::line_file> file_;
   summary_table means_;   // of this rank, since all ranks' were joined
   summary_table joined_;  // of all ranks, the same on each
@@ -259,13 +353,16 @@ class log_writer {
   bool loaded_ = false;
   bool warned_ = false;
   bool writer_begun_ = false;
+  std::set<std::string> before_end_;  // what there was at the end of the last iteration
+  std::int64_t begun_at_ = -1;        // version of the state
 };
 
 }  // namespace
 
 extension log_report(log_report_options options) {
   detail::require_file_name(options.filename);
-  return make_extension("log_report", std::make_shared<log_writer>(std::move(options)));
+  return extension::made_by("log_report",
+                            [options = std::move(options)] { return std::make_shared<log_writer>(options); });
 }
 
 }  // namespace rondo

@@ -25,7 +25,9 @@ struct log_entry {
 }  // namespace extensions
 
 struct log_report_options {
-  /// A name in the loop's `out` directory, without a directory in it.
+  /// A name in the loop's `out` directory, without a directory in it; or a template over `iteration` and `epoch`
+  /// ("log_{epoch}"), by which each line goes into the file that its numbers name. A file begins anew when the lines
+  /// come to it.
   std::string filename = "log";
   /// When a line is written. Asked every iteration; its memory is saved in snapshots.
   rondo::trigger trigger = every(epochs(1));
@@ -40,6 +42,9 @@ struct log_report_options {
   /// Whether a run that starts afresh keeps the lines that are in the file and adds its own behind them. A last line
   /// without an end, of a run that was killed, goes. Default: the file is replaced.
   bool append = false;
+  /// Whether the iterations after the last line are a line of their own when training ends, with what `final`
+  /// evaluators report then. Not when a signal has ended it: the resumed run goes on with them.
+  bool final = false;
 };
 
 /// Averages every observation, weighted, over the iterations since the last line, and writes the means, `epoch`,

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "rondo/error.hpp"
@@ -39,6 +40,22 @@ std::vector<double> numbers_in(const state::value& stored, const std::string& na
   return numbers;
 }
 
+state::value state_of(const std::optional<schedules::progress>& p) {
+  if (!p) return {};
+  return state::dict{{"iteration", p->iteration},
+                     {"epoch", p->epoch},
+                     {"iteration_in_epoch", p->iteration_in_epoch},
+                     {"epoch_length", p->epoch_length ? state::value(*p->epoch_length) : state::value()}};
+}
+
+std::optional<schedules::progress> progress_in(const state::value& stored) {
+  if (stored.is_null()) return std::nullopt;
+  const auto& length = stored.at("epoch_length");
+  return schedules::progress{stored.get<std::int64_t>("iteration"), stored.get<std::int64_t>("epoch"),
+                             stored.get<std::int64_t>("iteration_in_epoch"),
+                             length.is_null() ? std::nullopt : std::optional(length.as<std::int64_t>())};
+}
+
 class scheduler {
  public:
   scheduler(schedule s, lr_scheduler_options options) : schedule_(std::move(s)), options_(std::move(options)) {}
@@ -66,7 +83,11 @@ class scheduler {
       base.insert_or_assign(t.name, list_of(t.base));
       present.insert_or_assign(t.name, list_of(t.set));
     }
-    return state::dict{{"base", std::move(base)}, {"lr", std::move(present)}, {"schedule", schedule_.state_dict()}};
+    return state::dict{{"base", std::move(base)},
+                       {"lr", std::move(present)},
+                       {"set_at", state_of(set_at_)},
+                       {"would_set", would_set()},
+                       {"schedule", schedule_.state_dict()}};
   }
 
   void load_state_dict(const state::value& state) {
@@ -76,12 +97,25 @@ class scheduler {
       t.base = numbers_in(state.at("base"), t.name, groups);
       t.set = numbers_in(state.at("lr"), t.name, groups);
     }
-    schedule_.load_state_dict(state.at("schedule"));
     targets_ = std::move(loaded);
     loaded_ = true;
+    if (const auto* at = state.as<state::dict>().find("set_at")) set_at_ = progress_in(*at);
+    if (const auto* rates = state.as<state::dict>().find("would_set")) stored_would_set_ = *rates;
+    load_schedule(state.at("schedule"));
   }
 
  private:
+  /// The base learning rates stay, whatever another schedule remembers.
+  void load_schedule(const state::value& memory) {
+    schedule before = schedule_;
+    try {
+      schedule_.load_state_dict(memory);
+    } catch (const std::exception& e) {
+      schedule_ = std::move(before);
+      throw partial_memory_error(fmt::format("schedule: {}", e.what()));
+    }
+  }
+
   [[nodiscard]] bool is_wanted(const std::string& name) const {
     const auto& all = options_.optimizers;
     return all.empty() || std::find(all.begin(), all.end(), name) != all.end();
@@ -102,13 +136,31 @@ class scheduler {
     }
   }
 
+  /// What the schedule as it is now makes of the moment at which the present rates were set. A resumed run knows by it
+  /// whether it has the same schedule.
+  [[nodiscard]] state::value would_set() const {
+    if (!set_at_) return {};
+    schedule copy = schedule_;
+    state::dict all;
+    for (const auto& t : targets_) {
+      state::list rates;
+      for (const double base : t.base) rates.emplace_back(copy.lr(*set_at_, base));
+      all.insert_or_assign(t.name, std::move(rates));
+    }
+    return all;
+  }
+
+  /// The schedule that the program has now decides, also where another one had set the rates of these iterations.
   void begin(const context& ctx) {
     if (!loaded_) return apply(schedules::progress_at(ctx.now()));
+    const bool same_schedule = stored_would_set_.is_null() || state::equal(stored_would_set_, would_set());
+    if (!same_schedule) return apply(*set_at_);
     for (auto& t : targets_)
       for (std::size_t i = 0; i < t.set.size(); ++i) t.optimizer->param_groups()[i].options().set_lr(t.set[i]);
   }
 
   void apply(const schedules::progress& p) {
+    set_at_ = p;
     for (auto& t : targets_) {
       auto& groups = t.optimizer->param_groups();
       for (std::size_t i = t.base.size(); i < groups.size(); ++i) t.base.push_back(lr_of(groups[i]));  // new groups
@@ -152,6 +204,8 @@ class scheduler {
   schedule schedule_;
   lr_scheduler_options options_;
   std::vector<target> targets_;
+  std::optional<schedules::progress> set_at_;  // when the present rates were set
+  state::value stored_would_set_;
   bool several_ = false;
   bool loaded_ = false;
   bool warned_ = false;
@@ -160,7 +214,9 @@ class scheduler {
 }  // namespace
 
 extension lr_scheduler(schedule s, lr_scheduler_options options) {
-  return make_extension("lr_scheduler", std::make_shared<scheduler>(std::move(s), std::move(options)))
+  return extension::made_by(
+             "lr_scheduler",
+             [s = std::move(s), options = std::move(options)] { return std::make_shared<scheduler>(s, options); })
       .at_priority(priority::editor);
 }
 

@@ -25,8 +25,9 @@ struct lr_scheduler_options {
 /// Name "lr_scheduler", priority `editor`: it sees the results of evaluators, and logs see what it reports. Default
 /// trigger: every iteration. With another one, the learning rates change only when it fires:
 /// `.triggered(every(1_epochs))` makes steps of what would be a curve. State: the base learning rates, the present
-/// ones, the schedule's memory. So a resumed training has the learning rates of the unbroken one, also inside an epoch,
-/// and whatever the program sets first.
+/// ones and when they were set, the schedule's memory. So a resumed training has the learning rates of the unbroken
+/// one, also inside an epoch, and whatever the program sets first. With another schedule than before, such as a longer
+/// cosine, they are those of the new one from the first iteration on.
 ///
 /// Iterations count, not updates: with `accumulate` several of them share one update. Throws `option_error` before
 /// training when the loop has no such optimizer or one has no learning rate; during training when the schedule gives a

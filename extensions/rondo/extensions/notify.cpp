@@ -219,7 +219,9 @@ std::string address_of(const notify_options& options) {
 extension notify(notify_options options) {
   check(options);
   const auto url = address_of(options);
-  return make_extension("notify", std::make_shared<notifier>(std::move(options), url)).triggered(every(epochs(1)));
+  return extension::made_by("notify",
+                            [options = std::move(options), url] { return std::make_shared<notifier>(options, url); })
+      .triggered(every(epochs(1)));
 }
 
 }  // namespace rondo

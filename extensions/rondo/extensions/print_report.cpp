@@ -45,6 +45,7 @@ class table_printer {
   table_printer(std::vector<std::string> columns, print_report_options options)
       : columns_(std::move(columns)),
         options_(std::move(options)),
+        chosen_(!columns_.empty()),
         terminal_(options_.terminal.value_or(extensions::is_terminal(*options_.out))) {}
 
   void attach(context& ctx) {
@@ -66,7 +67,7 @@ class table_printer {
     if (state.as<state::dict>().empty()) return;
     auto columns = texts_in(state, "columns");
     const auto seen = texts_in(state, "seen");
-    if (columns_.empty()) columns_ = std::move(columns);
+    if (!chosen_) columns_ = std::move(columns);
     seen_.insert(seen.begin(), seen.end());
   }
 
@@ -81,16 +82,25 @@ class table_printer {
     std::string text;
     if (terminal_) text += extensions::clear_below;
     const bool first = !begun_;
-    if (first) text += header(entry);
+    if (first || has_new_columns(entry)) text += header(entry);
     text += row(entry);
     if (first && speaks_) warn_of_typos();
     if (speaks_) *options_.out << text << std::flush;
   }
 
-  std::string header(const state::dict& first) {
+  [[nodiscard]] bool is_new(const std::string& key) const {
+    return !chosen_ && std::find(columns_.begin(), columns_.end(), key) == columns_.end();
+  }
+
+  /// Where nobody has chosen columns, all are shown, also those that come later: with the header once more.
+  [[nodiscard]] bool has_new_columns(const state::dict& entry) const {
+    return std::any_of(entry.begin(), entry.end(), [this](const auto& item) { return is_new(item.first.str()); });
+  }
+
+  std::string header(const state::dict& entry) {
     begun_ = true;
-    if (columns_.empty())
-      for (const auto& item : first) columns_.push_back(item.first.str());
+    for (const auto& item : entry)
+      if (is_new(item.first.str())) columns_.push_back(item.first.str());
     std::string line;
     for (const auto& column : columns_) add_cell(line, column, column);
     return finished(std::move(line));
@@ -154,6 +164,7 @@ class table_printer {
 
   std::vector<std::string> columns_;
   print_report_options options_;
+  bool chosen_;
   bool terminal_;
   bool begun_ = false;
   bool speaks_ = true;  // one of several ranks does
@@ -164,7 +175,9 @@ class table_printer {
 
 extension print_report(std::vector<std::string> entries, print_report_options options) {
   if (options.out == nullptr) throw option_error("out", "null", "a stream that outlives the run");
-  return make_extension("print_report", std::make_shared<table_printer>(std::move(entries), std::move(options)));
+  return extension::made_by("print_report", [entries = std::move(entries), options = std::move(options)] {
+    return std::make_shared<table_printer>(entries, options);
+  });
 }
 
 }  // namespace rondo

@@ -220,7 +220,8 @@ class profiler {
 
 extension profile_report(profile_report_options options) {
   detail::require_file_name(options.filename);
-  return make_extension("profile_report", std::make_shared<profiler>(std::move(options)));
+  return extension::made_by("profile_report",
+                            [options = std::move(options)] { return std::make_shared<profiler>(options); });
 }
 
 }  // namespace rondo

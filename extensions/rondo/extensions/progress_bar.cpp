@@ -114,7 +114,8 @@ extension progress_bar(progress_bar_options options) {
   if (options.bar_length < 1)
     throw option_error("bar_length", fmt::format("{}", options.bar_length), "1 or more characters");
   if (options.out == nullptr) throw option_error("out", "null", "a stream that outlives the run");
-  return make_extension("progress_bar", std::make_shared<progress_display>(std::move(options)));
+  return extension::made_by("progress_bar",
+                            [options = std::move(options)] { return std::make_shared<progress_display>(options); });
 }
 
 }  // namespace rondo

@@ -177,7 +177,9 @@ class one_cycle_schedule {
 class plateau_schedule {
  public:
   explicit plateau_schedule(reduce_on_plateau_options options)
-      : mean_(options.monitor, options.check), options_(std::move(options)) {}
+      : higher_(higher_is_better(options.direction, options.monitor, "reduce_on_plateau.direction")),
+        mean_("reduce_on_plateau", options.monitor, options.check),
+        options_(std::move(options)) {}
 
   // The same subtractions as if the rate had been reduced step by step, so that `eps` means the same.
   double lr(const progress&, double base) const {
@@ -234,12 +236,12 @@ class plateau_schedule {
 
   [[nodiscard]] bool is_better(double mean) const {
     if (!best_) return !std::isnan(mean);
-    const bool higher = higher_is_better(options_.direction, options_.monitor);
-    const double change = higher ? options_.threshold : -options_.threshold;
+    const double change = higher_ ? options_.threshold : -options_.threshold;
     const double limit = options_.relative ? *best_ * (1.0 + change) : *best_ + change;
-    return higher ? mean > limit : mean < limit;
+    return higher_ ? mean > limit : mean < limit;
   }
 
+  bool higher_;
   interval_mean mean_;
   reduce_on_plateau_options options_;
   std::optional<double> best_;

@@ -254,7 +254,8 @@ class tracer {
 extension timeline_trace(timeline_trace_options options) {
   detail::require_file_name(options.filename);
   if (options.max_events < 1) throw option_error("max_events", fmt::format("{}", options.max_events), "1 or more");
-  return make_extension("timeline_trace", std::make_shared<tracer>(std::move(options)));
+  return extension::made_by("timeline_trace",
+                            [options = std::move(options)] { return std::make_shared<tracer>(options); });
 }
 
 }  // namespace rondo

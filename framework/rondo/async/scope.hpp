@@ -27,6 +27,9 @@
 namespace rondo {
 namespace detail {
 
+/// What cannot be thrown, because the scope throws an earlier failure.
+void log_later_failure(const std::exception_ptr& failure);
+
 // What a scope shares with its children. When an event loop is destroyed half-way, frames die in an order that nobody
 // controls; the joiner is therefore owned by the children's handlers (through this object), so that a coroutine
 // suspended in join() is destroyed after all of its children:
@@ -102,7 +105,7 @@ class scope_state {
 
  private:
   void fail(std::exception_ptr failure) {
-    if (failure_) return;
+    if (failure_) return log_later_failure(failure);
     failure_ = std::move(failure);
     cancel();
   }
@@ -159,8 +162,8 @@ task<> run_child(F body) {
 
 /// Runs coroutines side by side and waits for all of them: no child outlives its scope, no failure is lost.
 ///
-/// The first child that fails cancels the others, and `join` rethrows its exception. A child that ends with
-/// `operation_aborted` after it was cancelled has not failed. Belongs to one event loop and its thread.
+/// The first child that fails cancels the others, and `join` rethrows its exception; later failures are logged. A child
+/// that ends with `operation_aborted` after it was cancelled has not failed. Belongs to one event loop and its thread.
 ///
 /// Every scope must be joined after its last `spawn`; destroying one that was not ends the program with a message,
 /// unless its event loop is being destroyed. A coroutine that can be cancelled, or can throw, between `spawn` and

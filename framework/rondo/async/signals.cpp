@@ -132,16 +132,58 @@ void signal_stream::restore() noexcept {
   caught_.clear();
 }
 
+namespace {
+
+// As for streams, but with SIG_IGN.
+class ignorance {
+ public:
+  static ignorance& instance() {
+    static ignorance all;
+    return all;
+  }
+
+  void begin(int signal) {
+    const std::lock_guard lock(mutex_);
+    const auto known = entries_.find(signal);
+    if (known != entries_.end()) {
+      ++known->second.users;
+      return;
+    }
+    action ignore{};
+    ignore.sa_handler = SIG_IGN;
+    entry first;
+    if (::sigaction(signal, &ignore, &first.previous) != 0)
+      throw std::system_error(errno, std::generic_category(), "ignoring signal " + std::to_string(signal));
+    first.users = 1;
+    entries_.emplace(signal, first);
+  }
+
+  void end(int signal) noexcept {
+    const std::lock_guard lock(mutex_);
+    const auto known = entries_.find(signal);
+    if (--known->second.users > 0) return;
+    ::sigaction(signal, &known->second.previous, nullptr);
+    entries_.erase(known);
+  }
+
+ private:
+  struct entry {
+    action previous{};
+    int users = 0;
+  };
+
+  std::mutex mutex_;
+  std::map<int, entry> entries_;
+};
+
+}  // namespace
+
 ignored_signals::ignored_signals(std::initializer_list<int> signals) {
   try {
+    signals_.reserve(signals.size());
     for (const int signal : signals) {
-      action ignore{};
-      ignore.sa_handler = SIG_IGN;
-      action before{};
-      if (::sigaction(signal, &ignore, &before) != 0) {
-        throw std::system_error(errno, std::generic_category(), "ignoring signal " + std::to_string(signal));
-      }
-      previous_.emplace_back(signal, before);
+      ignorance::instance().begin(signal);
+      signals_.push_back(signal);
     }
   } catch (...) {
     restore();
@@ -152,9 +194,7 @@ ignored_signals::ignored_signals(std::initializer_list<int> signals) {
 ignored_signals::~ignored_signals() { restore(); }
 
 void ignored_signals::restore() noexcept {
-  for (auto entry = previous_.rbegin(); entry != previous_.rend(); ++entry) {
-    ::sigaction(entry->first, &entry->second, nullptr);
-  }
+  for (const int signal : signals_) ignorance::instance().end(signal);
 }
 
 }  // namespace rondo

@@ -52,21 +52,20 @@ class signal_stream {
 };
 
 /// Ignores signals while it exists: without it, writing to a connection that the other side closed (SIGPIPE) or beyond
-/// the file size limit (SIGXFSZ) ends the process instead of failing with an error. Guards that overlap must be
-/// destroyed in the reverse order of their construction.
+/// the file size limit (SIGXFSZ) ends the process instead of failing with an error. Guards may overlap in any order:
+/// the last one that goes puts back what was before the first one.
 class ignored_signals {
  public:
   /// Throws std::system_error for a signal that cannot be ignored.
   ignored_signals(std::initializer_list<int> signals);
   ignored_signals(const ignored_signals&) = delete;
   ignored_signals& operator=(const ignored_signals&) = delete;
-  /// Puts back what was before.
   ~ignored_signals();
 
  private:
   void restore() noexcept;
 
-  std::vector<std::pair<int, struct sigaction>> previous_;
+  std::vector<int> signals_;
 };
 
 }  // namespace rondo

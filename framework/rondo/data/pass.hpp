@@ -68,6 +68,13 @@ class pass {
       return std::nullopt;
   }
 
+  /// The same for epoch `epoch`, where a stage's `set_epoch` can change it. `begin` has to follow.
+  [[nodiscard]] std::optional<std::int64_t> size_in(std::int64_t epoch) {
+    reading_->reset();
+    rondo::data::set_epoch(view_, epoch);
+    return size();
+  }
+
   /// Where elements will be used (see `data::set_device`). To be called before `begin`.
   void set_device(c10::Device device) { rondo::data::set_device(view_, device); }
 

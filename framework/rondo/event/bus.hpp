@@ -124,7 +124,7 @@ class channel final : public channel_base {
   /// Runs the entries above the snapshot priority. `e` must outlive the returned task.
   [[nodiscard]] std::optional<task<>> run_above(const E& e) {
     if (boundary_ == 0) return std::nullopt;
-    return run(e, part::above, std::nullopt);
+    return run(e, part::above, held());
   }
   /// The same from the handler `first` on, whose gate is not asked again. If nobody is called like that any more, from
   /// the next priority on.
@@ -133,14 +133,15 @@ class channel final : public channel_base {
     if (found && entries_[*found].only_if != nullptr) entries_[*found].only_if->reopen();
     const std::size_t from = found ? *found : end_of(first.priority);
     if (from == boundary_) return std::nullopt;
-    return run(e, part::above, std::nullopt, from);
+    return run(e, part::above, held(), from);
   }
   /// The coroutine handler that `run_above` is waiting for now, if any.
   [[nodiscard]] std::optional<handler_place> at_work() const {
     if (!at_work_) return std::nullopt;
-    const auto& x = entries_[*at_work_];
-    return handler_place{*x.owner_name, nth(*at_work_), x.priority};
+    return place_of(*at_work_);
   }
+  /// The handler that threw last.
+  [[nodiscard]] const std::optional<handler_place>& thrower() const noexcept { return thrower_; }
   /// Asks the gates of all the other entries.
   void settle(const E& e) {
     for (std::size_t i = boundary_; i != entries_.size(); ++i) entries_[i].due = wants(entries_[i], e);
@@ -148,12 +149,12 @@ class channel final : public channel_base {
   /// Runs the entries that `settle` found due.
   [[nodiscard]] std::optional<task<>> run_settled(const E& e) {
     if (boundary_ == entries_.size()) return std::nullopt;
-    return run(e, part::settled, std::nullopt);
+    return run(e, part::settled, held());
   }
   /// All three.
   [[nodiscard]] std::optional<task<>> run_all(const E& e) {
     if (entries_.empty()) return std::nullopt;
-    return run(e, part::all, std::nullopt);
+    return run(e, part::all, held());
   }
 
   /// Tells everybody in order, whatever the others throw: `thrown` gets each exception. For endings that nobody may
@@ -193,11 +194,12 @@ class channel final : public channel_base {
     alignas(E) std::byte bytes[sizeof(E)];
   };
 
-  /// An event built in a slot.
+  /// An event built in a slot, or none.
   class held {
    public:
+    held() noexcept = default;
     template <class... Args>
-    explicit held(channel& c, Args&&... args) : channel_(&c), slot_(c.take_slot()) {
+    held(std::in_place_t, channel& c, Args&&... args) : channel_(&c), slot_(c.take_slot()) {
       event_ = ::new (static_cast<void*>(slot_->bytes)) E{std::forward<Args>(args)...};
     }
     held(held&& other) noexcept
@@ -211,7 +213,7 @@ class channel final : public channel_base {
     const E& operator*() const noexcept { return *event_; }
 
    private:
-    channel* channel_;
+    channel* channel_ = nullptr;
     std::unique_ptr<slot> slot_;
     E* event_ = nullptr;
   };
@@ -220,8 +222,8 @@ class channel final : public channel_base {
   template <class... Args>
   [[nodiscard]] std::optional<task<>> emit(Args&&... args) {
     if (entries_.empty()) return std::nullopt;
-    std::optional<held> event(std::in_place, *this, std::forward<Args>(args)...);
-    const E& e = **event;
+    held event(std::in_place, *this, std::forward<Args>(args)...);
+    const E& e = *event;
     return run(e, part::all, std::move(event));
   }
 
@@ -300,6 +302,10 @@ class channel final : public channel_base {
     return x.only_if == nullptr || x.only_if->open();
   }
 
+  [[nodiscard]] handler_place place_of(std::size_t index) const {
+    return {*entries_[index].owner_name, nth(index), entries_[index].priority};
+  }
+
   [[nodiscard]] std::int64_t nth(std::size_t index) const {
     const auto here = entries_.begin() + static_cast<std::ptrdiff_t>(index);
     return std::count_if(entries_.begin(), here, [&](const entry& x) { return *x.owner_name == *here->owner_name; });
@@ -319,7 +325,7 @@ class channel final : public channel_base {
   }
 
   /// `owned` is the event, if it is to be kept until the end.
-  std::optional<task<>> run(const E& e, part what, std::optional<held> owned, std::size_t from = 0) {
+  std::optional<task<>> run(const E& e, part what, held owned, std::size_t from = 0) {
     emitting guard(*this);
     trace::span emission(emission_);
     busy_listeners busy;
@@ -358,6 +364,7 @@ class channel final : public channel_base {
       }
       return {halt::at_end, end};
     } catch (...) {
+      if (i != end) thrower_ = place_of(i);
       if (busy.empty()) throw;
       return {halt::at_end, end, std::current_exception()};
     }
@@ -380,7 +387,7 @@ class channel final : public channel_base {
   }
 
   task<> finish([[maybe_unused]] emitting guard, const E& e, halt stop, part what, busy_listeners busy,
-                [[maybe_unused]] std::optional<held> owned, [[maybe_unused]] trace::span emission) {
+                [[maybe_unused]] held owned, [[maybe_unused]] trace::span emission) {
     for (;;) {
       if (stop.why == halt::at_handler) {
         const auto outer = std::exchange(at_work_, what == part::above ? std::optional(stop.index) : std::nullopt);
@@ -388,6 +395,7 @@ class channel final : public channel_base {
           const trace::span at_work(*entries_[stop.index].label);
           co_await entries_[stop.index].start(entries_[stop.index].self, e);
         } catch (...) {
+          thrower_ = place_of(stop.index);
           stop.error = std::current_exception();
         }
         at_work_ = outer;
@@ -414,6 +422,7 @@ class channel final : public channel_base {
   std::vector<std::unique_ptr<slot>> free_slots_;
   std::size_t boundary_ = 0;  // first entry at or below the snapshot priority
   std::optional<std::size_t> at_work_;
+  std::optional<handler_place> thrower_;
   int depth_ = 0;
   bool closed_ = false;
   const trace::label& emission_ = trace::intern(event_name(typeid(E)), "event");

@@ -14,10 +14,10 @@ namespace {
 class early_stopping_trigger {
  public:
   explicit early_stopping_trigger(early_stopping_options options)
-      : higher_(higher_is_better(options.direction, options.monitor)),
+      : higher_(higher_is_better(options.direction, options.monitor, "early_stopping.direction")),
         patience_(options.patience),
         min_delta_(options.min_delta),
-        mean_(std::move(options.monitor), std::move(options.check)),
+        mean_("early_stopping", std::move(options.monitor), std::move(options.check)),
         limit_(std::move(options.limit)) {}
 
   bool due(const moment& now) {
@@ -28,6 +28,7 @@ class early_stopping_trigger {
   }
   bool same_on_all_ranks() const { return limit_.same_on_all_ranks(); }
   bool judges_values() const { return true; }
+  bool holds(const moment& now) const { return stale_ >= patience_ || limit_.holds(now).value_or(false); }
   std::string str() const {
     return fmt::format("'{}' without improvement for {} checks, or {}", mean_.key(), patience_, limit_.str());
   }

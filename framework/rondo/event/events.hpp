@@ -6,6 +6,8 @@
 #include <string>
 #include <string_view>
 
+#include "rondo/state/value.hpp"
+
 /// The events that the loop and the ready-made extensions emit. Any other type can be an event as well: it needs no
 /// registration and no base class.
 ///
@@ -136,6 +138,20 @@ struct snapshot_skipped {
 /// When somebody awaits `context::snapshot`. Extensions that save the run answer it.
 struct snapshot_requested {
   std::int64_t iteration;
+};
+
+/// When training is stopped where the rest of an iteration can be left to a later run. Whoever saves the state at the
+/// end of this one sets `answer`.
+struct end_to_be_saved {
+  bool by_signal;  ///< whether a signal stops it
+  bool* answer;
+};
+
+/// Before the state of a snapshot is loaded, and after it has been read and verified: for whoever has to change the
+/// program's objects before, such as adding the groups of parameters that an earlier run has added to an optimizer.
+struct state_found {
+  const std::filesystem::path& path;
+  const state::value& state;  ///< as `context::state_dict` gives it
 };
 
 /// For each file that autoload passed over because it is damaged or unreadable.

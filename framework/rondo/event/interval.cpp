@@ -58,6 +58,7 @@ void require_positive(const char* option, const period& p) {
 struct every_iterations {
   iterations p;
   bool due(const moment& now) const { return passed_multiple(p, now); }
+  bool holds(const moment& now) const { return passed_multiple(p, now); }
   std::string str() const { return fmt::format("every {} iterations", p.count); }
   bool same_on_all_ranks() const { return true; }
 };
@@ -65,12 +66,14 @@ struct every_iterations {
 struct every_epochs {
   epochs p;
   bool due(const moment& now) const { return passed_multiple(p, now); }
+  bool holds(const moment& now) const { return passed_multiple(p, now); }
   std::string str() const { return fmt::format("every {} epochs", p.str()); }
   bool same_on_all_ranks() const { return true; }
 };
 
 struct at_points {
   bool same_on_all_ranks() const { return true; }
+  bool holds(const moment& now) const { return due(now); }
   std::vector<period> points;
 
   bool due(const moment& now) const {

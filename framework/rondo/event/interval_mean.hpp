@@ -13,7 +13,9 @@ namespace rondo {
 /// trigger's and the running summary's.
 class interval_mean {
  public:
-  interval_mean(std::string key, trigger check) : key_(std::move(key)), check_(std::move(check)) {}
+  /// `who` looks at it, as errors say.
+  interval_mean(std::string who, std::string key, trigger check)
+      : who_(std::move(who)), key_(std::move(key)), check_(std::move(check)) {}
 
   /// The mean, in the iterations in which `check` fires; throws `observation_error` if there was nothing to average.
   [[nodiscard]] std::optional<double> next(const moment& now);
@@ -25,9 +27,13 @@ class interval_mean {
   void load_state_dict(const state::value& state);
 
  private:
+  [[noreturn]] void throw_nothing_reported(const moment& now) const;
+
+  std::string who_;
   std::string key_;
   trigger check_;
   summary summary_;
+  bool weightless_ = false;  // something was reported that does not count
 };
 
 }  // namespace rondo

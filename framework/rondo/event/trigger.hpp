@@ -2,6 +2,7 @@
 
 #include <concepts>
 #include <memory>
+#include <optional>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -55,6 +56,11 @@ class trigger {
   /// replaced at other moments. A concrete trigger says so by a member `bool judges_values() const`; default: no.
   [[nodiscard]] bool judges_values() const { return self_->judges_values(); }
 
+  /// Of one that has fired, as a stop trigger, at the end of an earlier run: whether it would there, as it is set now.
+  /// For a program that goes on with more patience or more epochs than before. Changes nothing. A concrete trigger says
+  /// so by a member `bool holds(const moment&) const`; nothing for one that does not.
+  [[nodiscard]] std::optional<bool> holds(const moment& now) const { return self_->holds(now); }
+
   /// The memory of the trigger; an empty dict for one that has none.
   [[nodiscard]] state::value state_dict() const { return self_->state_dict(); }
   void load_state_dict(const state::value& state) { self_->load_state_dict(state); }
@@ -66,6 +72,7 @@ class trigger {
     virtual std::string str() const = 0;
     virtual bool same_on_all_ranks() const = 0;
     virtual bool judges_values() const = 0;
+    virtual std::optional<bool> holds(const moment&) const = 0;
     virtual state::value state_dict() const = 0;
     virtual void load_state_dict(const state::value&) = 0;
     virtual std::unique_ptr<base> clone() const = 0;
@@ -96,6 +103,12 @@ class trigger {
         return concrete.judges_values();
       else
         return false;
+    }
+    std::optional<bool> holds([[maybe_unused]] const moment& now) const override {
+      if constexpr (requires { concrete.holds(now); })
+        return concrete.holds(now);
+      else
+        return std::nullopt;
     }
     state::value state_dict() const override {
       if constexpr (remembers)

@@ -41,13 +41,13 @@ class best_value_trigger {
 }  // namespace
 
 trigger best_value(std::string key, std::function<bool(double, double)> better, trigger check) {
-  return best_value_trigger("best value", {std::move(key), std::move(check)}, std::move(better));
+  return best_value_trigger("best value", {"best_value", std::move(key), std::move(check)}, std::move(better));
 }
 trigger min_value(std::string key, trigger check) {
-  return best_value_trigger("minimum", {std::move(key), std::move(check)}, std::less<double>());
+  return best_value_trigger("minimum", {"min_value", std::move(key), std::move(check)}, std::less<double>());
 }
 trigger max_value(std::string key, trigger check) {
-  return best_value_trigger("maximum", {std::move(key), std::move(check)}, std::greater<double>());
+  return best_value_trigger("maximum", {"max_value", std::move(key), std::move(check)}, std::greater<double>());
 }
 
 }  // namespace rondo

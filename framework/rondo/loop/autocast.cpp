@@ -4,10 +4,12 @@
 #include <fmt/format.h>
 
 #include "rondo/error.hpp"
+#include "rondo/loop/autocast_state.hpp"
 
 namespace rondo {
 
 namespace autocast = at::autocast;
+namespace settings = detail::autocast_state;
 
 void autocast_scope::require_possible(c10::DeviceType device, c10::ScalarType dtype) {
   const bool possible = device == c10::kCUDA ? dtype == c10::kHalf || dtype == c10::kBFloat16
@@ -21,30 +23,18 @@ autocast_scope::autocast_scope(c10::DeviceType device, std::optional<c10::Scalar
     : device_(device), active_(dtype.has_value()) {
   if (!active_) return;
   require_possible(device, *dtype);
-  if (device == c10::kCUDA) {
-    was_enabled_ = autocast::is_enabled();
-    dtype_before_ = autocast::get_autocast_gpu_dtype();
-    autocast::set_autocast_gpu_dtype(*dtype);
-    autocast::set_enabled(true);
-  } else {
-    was_enabled_ = autocast::is_cpu_enabled();
-    dtype_before_ = autocast::get_autocast_cpu_dtype();
-    autocast::set_autocast_cpu_dtype(*dtype);
-    autocast::set_cpu_enabled(true);
-  }
+  was_enabled_ = settings::enabled(device);
+  dtype_before_ = settings::dtype(device);
+  settings::set_dtype(device, *dtype);
+  settings::enable(device, true);
   autocast::increment_nesting();
 }
 
 autocast_scope::~autocast_scope() {
   if (!active_) return;
   if (autocast::decrement_nesting() == 0) autocast::clear_cache();
-  if (device_ == c10::kCUDA) {
-    autocast::set_enabled(was_enabled_);
-    autocast::set_autocast_gpu_dtype(dtype_before_);
-  } else {
-    autocast::set_cpu_enabled(was_enabled_);
-    autocast::set_autocast_cpu_dtype(dtype_before_);
-  }
+  settings::enable(device_, was_enabled_);
+  settings::set_dtype(device_, dtype_before_);
 }
 
 }  // namespace rondo

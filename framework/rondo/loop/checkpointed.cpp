@@ -11,6 +11,7 @@
 #include <mutex>
 #include <optional>
 
+#include "rondo/loop/autocast_state.hpp"
 #include "rondo/state/random.hpp"
 
 namespace rondo::detail {
@@ -21,17 +22,17 @@ namespace autocast = at::autocast;
 namespace autograd = torch::autograd;
 
 struct autocast_settings {
-  bool gpu = autocast::is_enabled();
-  bool cpu = autocast::is_cpu_enabled();
-  at::ScalarType gpu_dtype = autocast::get_autocast_gpu_dtype();
-  at::ScalarType cpu_dtype = autocast::get_autocast_cpu_dtype();
+  bool gpu = autocast_state::enabled(at::kCUDA);
+  bool cpu = autocast_state::enabled(at::kCPU);
+  at::ScalarType gpu_dtype = autocast_state::dtype(at::kCUDA);
+  at::ScalarType cpu_dtype = autocast_state::dtype(at::kCPU);
   bool cache = autocast::is_autocast_cache_enabled();
 
   void apply() const {
-    autocast::set_enabled(gpu);
-    autocast::set_cpu_enabled(cpu);
-    autocast::set_autocast_gpu_dtype(gpu_dtype);
-    autocast::set_autocast_cpu_dtype(cpu_dtype);
+    autocast_state::enable(at::kCUDA, gpu);
+    autocast_state::enable(at::kCPU, cpu);
+    autocast_state::set_dtype(at::kCUDA, gpu_dtype);
+    autocast_state::set_dtype(at::kCPU, cpu_dtype);
     autocast::set_autocast_cache_enabled(cache);
   }
 };

@@ -60,6 +60,11 @@ at::Tensor context::call_loss(const at::Tensor& output, detail::typed_value targ
   return session_.supervised.loss(output, target);
 }
 
+double context::weight_of(const at::Tensor& target) const {
+  if (options().counts) return options().counts(target);
+  return static_cast<double>(data::item_count(target));
+}
+
 task<> context::update(torch::optim::Optimizer& optimizer) {
   auto update = session_.update(session_.optimizer_index(optimizer));
   return trace::on() ? traced(std::move(update)) : std::move(update);

@@ -43,6 +43,8 @@ class context {
   [[nodiscard]] std::int64_t iteration() const noexcept { return session_.now.iteration; }
   /// ppe's `execution`: counted like `iteration()`, from the number that the loaded state says.
   [[nodiscard]] std::int64_t execution() const noexcept { return session_.execution; }
+  /// Another number whenever a step or the end of an iteration has changed the state of the run.
+  [[nodiscard]] std::int64_t state_version() const noexcept { return session_.version; }
   /// Epochs completed.
   [[nodiscard]] std::int64_t epoch() const noexcept { return session_.now.epoch(); }
   /// Epochs completed, with the fraction of the current one. The fraction is 0 while the length of an epoch is unknown.
@@ -135,16 +137,27 @@ class context {
 
   // ---- observations ----------------------------------------------------------------------------------------------
 
-  /// Reports a number, or a tensor of one element that is not read before somebody asks for it. `weight`: in averages.
+  /// Reports a number, or a tensor of one element that is not read before somebody asks for it. `weight`: in averages;
+  /// default: the number of samples of the present batch, and in a training step what the batch counts
+  /// (`weigh_batch`).
   template <class V>
-  void report(std::string_view key, const V& value, double weight = 1.0) {
+  void report(std::string_view key, const V& value, std::optional<double> weight = std::nullopt) {
     session_.assert_home();
     session_.observed.report(key, value, weight);
   }
   template <class T, class V>
-  void report(observable<T> key, const V& value, double weight = 1.0) {
+  void report(observable<T> key, const V& value, std::optional<double> weight = std::nullopt) {
     report(key.name, value, weight);
   }
+  /// For a training step: how much the present batch counts, in averages and in accumulated gradients, instead of its
+  /// number of samples. Throws `option_error` for a weight that is negative or not finite.
+  void weigh_batch(double weight) {
+    session_.assert_home();
+    session_.weigh_batch(weight);
+  }
+  /// What batches with this target count: by `loop_options::counts`, or the number of samples.
+  [[nodiscard]] double weight_of(const at::Tensor& target) const;
+
   /// While the result lives, reported keys get `prefix` in front.
   [[nodiscard]] rondo::observations::scope report_scope(std::string_view prefix) { return {session_.observed, prefix}; }
 
@@ -178,10 +191,13 @@ class context {
   /// Begins long work of a handler that a signal may break off; see `rondo::interruptible_work`.
   [[nodiscard]] rondo::interruptible_work interruptible_work() {
     session_.assert_home();
-    return rondo::interruptible_work(session_);
+    return rondo::interruptible_work(session_, name());
   }
   /// The signal that has asked for the end of training, if one has.
   [[nodiscard]] const std::optional<int>& stop_signal() const noexcept { return session_.signal; }
+
+  /// Whether a signal has ended the run before its goal, and another one is to go on with it. Known at the end.
+  [[nodiscard]] bool preempted() const { return session_.preempted(); }
 
   /// Runs `work` on a background thread and comes home with its result. `work` is a named callable; it takes values
   /// with it, because the training thread goes on. Throws what it throws. A cancelled caller still waits for it.

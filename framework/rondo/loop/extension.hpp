@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "rondo/async/task.hpp"
+#include "rondo/error.hpp"
 #include "rondo/event/priority.hpp"
 #include "rondo/event/trigger.hpp"
 #include "rondo/state/value.hpp"
@@ -16,6 +17,13 @@
 namespace rondo {
 
 class context;
+
+/// For `load_state_dict` of an extension or a trigger: a part of a memory does not fit, that part begins anew, and the
+/// rest has been taken over. Thrown at the end.
+class partial_memory_error : public error {
+ public:
+  using error::error;
+};
 
 /// A callable that is an extension by itself: it takes a `context&` and subscribes (returning nothing), or it is a coroutine
 /// that lives as long as the run (returning `task<>`).
@@ -64,12 +72,24 @@ class extension {
   extension(std::string name, F&& function)
       : name_(std::move(name)), self_(std::make_shared<function_model<std::remove_cvref_t<F>>>(std::forward<F>(function))) {}
 
+  /// From a callable that makes the object, as a `shared_ptr` to a class that is an extension: called at once, for it
+  /// may refuse, and then for every run. So each loop that such an extension is attached to has one of its own, and
+  /// begins anew.
+  template <class Make>
+    requires(extension_class<typename std::invoke_result_t<Make&>::element_type>)
+  [[nodiscard]] static extension made_by(std::string name, Make make) {
+    extension made;
+    made.name_ = std::move(name);
+    made.self_ = std::make_shared<made_model<Make>>(std::move(make));
+    return made;
+  }
+
   /// Another name. Names are the keys in snapshots; two extensions of one name are refused when training starts.
   extension& named(std::string name) & {
     name_ = std::move(name);
     return *this;
   }
-  extension&& named(std::string name) && { return std::move(named(std::move(name))); }
+  extension named(std::string name) && { return std::move(named(std::move(name))); }
 
   /// Another place in the order of subscribers, see `rondo::priority`. Default `priority::reader`. What an extension does at
   /// or below `priority::snapshot` in an iteration is not in that iteration's snapshot: one with a state belongs above.
@@ -77,14 +97,14 @@ class extension {
     priority_ = priority;
     return *this;
   }
-  extension&& at_priority(int priority) && { return std::move(at_priority(priority)); }
+  extension at_priority(int priority) && { return std::move(at_priority(priority)); }
 
   /// Another trigger for what the extension does "when due" (`context::when_due`). Its memory is saved in snapshots.
   extension& triggered(trigger t) & {
     trigger_ = std::move(t);
     return *this;
   }
-  extension&& triggered(trigger t) && { return std::move(triggered(std::move(t))); }
+  extension triggered(trigger t) && { return std::move(triggered(std::move(t))); }
 
   [[nodiscard]] const std::string& name() const noexcept { return name_; }
   [[nodiscard]] int priority() const noexcept { return priority_; }
@@ -93,6 +113,8 @@ class extension {
   /// For the loop.
   struct model {
     virtual ~model() = default;
+    /// What takes part in a run instead; null: this.
+    [[nodiscard]] virtual std::shared_ptr<model> for_run() { return nullptr; }
     virtual void attach(context&) {}
     [[nodiscard]] virtual bool is_coroutine() const noexcept { return false; }
     virtual task<> run(context&) { co_return; }
@@ -100,8 +122,15 @@ class extension {
     virtual void load_state_dict(const state::value&) {}
   };
   [[nodiscard]] const std::shared_ptr<model>& self() const noexcept { return self_; }
+  [[nodiscard]] extension for_run() const {
+    extension one = *this;
+    if (auto own = self_->for_run()) one.self_ = std::move(own);
+    return one;
+  }
 
  private:
+  extension() = default;
+
   template <class T>
   struct class_model final : model {
     static_assert(detail::has_state_dict<T> == detail::has_load_state_dict<T>,
@@ -134,6 +163,16 @@ class extension {
     }
 
     std::shared_ptr<T> object;
+  };
+
+  template <class Make>
+  struct made_model final : model {
+    using object_model = class_model<typename std::invoke_result_t<Make&>::element_type>;
+
+    explicit made_model(Make m) : make(std::move(m)) { static_cast<void>(make()); }
+    [[nodiscard]] std::shared_ptr<model> for_run() override { return std::make_shared<object_model>(make()); }
+
+    Make make;
   };
 
   template <class F>

@@ -6,7 +6,8 @@
 
 namespace rondo {
 
-interruptible_work::interruptible_work(detail::session& s) : session_(s), begun_(s.work_begins()) {}
+interruptible_work::interruptible_work(detail::session& s, const std::string& owner)
+    : session_(s), begun_(s.work_begins(owner)) {}
 interruptible_work::interruptible_work(interruptible_work&&) noexcept = default;
 interruptible_work::~interruptible_work() = default;
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
 #include "rondo/async/task.hpp"
 #include "rondo/error.hpp"
@@ -31,17 +32,18 @@ class interrupted : public error {
 ///       ctx.report("result", result);
 ///     });
 ///
-/// When SIGTERM or SIGINT arrives meanwhile and the run is saved by a `snapshot`, `point` throws `interrupted`, and the run
-/// ends at once with a snapshot. A resumed run calls this handler again, with the same observations and the same states
-/// of the random generators, and after it those that had not seen the event yet. A signal that asks for a snapshot only
-/// (SIGUSR1) gets it at the point. So whatever the work changes before a point must be what it may change again: it is
-/// best to change things, and to report, at the end. Elsewhere `point` only lets others run.
+/// When SIGTERM or SIGINT arrives meanwhile and the run is saved by a `snapshot`, `point` throws `interrupted`, and the
+/// run ends at once with a snapshot. A resumed run calls this handler again, with the same observations and the same
+/// states of the random generators, and after it those that had not seen the event yet. A signal that asks for a
+/// snapshot only (SIGUSR1) gets it at the point. So whatever the work changes before a point must be what it may change
+/// again: it is best to change things, and to report, at the end. Elsewhere `point` only lets others run.
 ///
 /// A snapshot in the middle of the work holds everything as it was when the work began, except for what the work itself
-/// has changed. Training thread only.
+/// has changed. It belongs into the handler itself: in a coroutine beside it (`context::spawn`) of another extension,
+/// `point` only lets others run. Training thread only.
 class interruptible_work {
  public:
-  explicit interruptible_work(detail::session& s);
+  interruptible_work(detail::session& s, const std::string& owner);
   interruptible_work(interruptible_work&&) noexcept;
   interruptible_work& operator=(interruptible_work&&) = delete;
   ~interruptible_work();

@@ -7,6 +7,12 @@
 
 namespace rondo {
 
+void detail::refuse_counts(const loop_options& options) {
+  if (!options.counts) return;
+  throw option_error("counts", "set in a loop with a custom step, or whose targets are no tensors",
+                     "ctx.weigh_batch(weight) in the step");
+}
+
 loop& loop::remember(std::string name, state::stateful_ref object) {
   state_objects_.push_back({std::move(name), std::move(object)});
   return *this;

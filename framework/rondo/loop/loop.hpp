@@ -88,6 +88,9 @@ class optimizers {
 
 namespace detail {
 
+/// Throws `option_error` if the options say how targets count, which nobody can ask here.
+void refuse_counts(const loop_options& options);
+
 template <class Batches>
 using batch_in = std::decay_t<ranges::range_reference_t<Batches>>;
 
@@ -203,10 +206,12 @@ class loop {
       if constexpr (detail::is_supervised<Models, Range, F>()) {
         using batch = detail::batch_in<Range>;
         auto pointer = detail::model_pointer(std::forward<Models>(model));
+        if constexpr (!std::convertible_to<data::target_t<batch>, const at::Tensor&>) detail::refuse_counts(options_);
         supervised_ = detail::supervise<data::input_t<batch>, data::target_t<batch>>(pointer, f);
         source_ = detail::make_source(std::forward<Range>(batches),
                                       detail::supervised_step(std::move(pointer), std::move(f)));
       } else {
+        detail::refuse_counts(options_);
         source_ = detail::make_source(std::forward<Range>(batches), std::move(f));
       }
     }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
 #include <c10/core/ScalarType.h>
 
@@ -26,7 +27,7 @@ struct run_result {
   std::int64_t epoch = 0;                             ///< epochs completed
   double elapsed_time = 0.0;                          ///< seconds of training, over all resumes
   std::optional<std::filesystem::path> resumed_from;  ///< the snapshot that this run went on from
-  std::optional<int> signal;                          ///< that ended it before its goal
+  std::optional<int> signal;                          ///< that ended it, and nothing else before
 };
 
 /// The exit status of a process that `loop_options::grace_period` has ended; the same as that of timeout(1).
@@ -40,6 +41,10 @@ inline constexpr int exit_code_too_late = 124;
 }
 
 class grad_scaler;
+
+/// For `loop_options::counts`: how many targets are not `ignore_index`, as losses of LibTorch leave them out. Waits for
+/// the device.
+[[nodiscard]] std::function<double(const at::Tensor& target)> valid_targets(std::int64_t ignore_index = -100);
 
 /// What becomes of an update whose gradients are not all finite.
 enum class non_finite_gradients {
@@ -74,9 +79,16 @@ struct loop_options {
   /// * an error on one rank ends the others with a `distributed::rank_error` that names it.
   distributed::rank_group group = {};
   distributed::data_parallel_options data_parallel = {};
-  /// Gradients of this many iterations are averaged before each update. A shorter rest at the end of an epoch is an
-  /// update of its own, averaged over what there is. At least 1.
+  /// How much a batch counts in averages ("train/loss", what is reported without a weight, an evaluator's loss), from
+  /// its target: `valid_targets()` where a loss leaves some out, the sum of a mask, any weight. At least 0; with
+  /// several ranks, whole numbers. A batch of weight 0 adds no gradient. Default: its number of samples. In a
+  /// supervised loop whose target is a tensor; elsewhere a step calls `ctx.weigh_batch`.
+  std::function<double(const at::Tensor& target)> counts = nullptr;
+  /// Gradients of this many iterations are averaged before each update. A shorter rest, at the end of an epoch or when
+  /// `max_iterations` are done, is an update of its own, averaged over what there is. At least 1.
   std::int64_t accumulate = 1;
+  /// Whether batches count in that average by their weights (see `counts`), as if they were one batch, and not alike.
+  bool accumulate_by_weight = false;
   /// Before each managed update, gradients are scaled down to this norm (over all parameters of the optimizer), as by
   /// `torch.nn.utils.clip_grad_norm_`. The norm before that is reported as "train/grad_norm"
   /// ("train/grad_norm/<optimizer>" where the loop has several), without waiting for the device. Positive.

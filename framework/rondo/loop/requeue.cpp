@@ -25,15 +25,38 @@ std::string variable(const char* name) {
   return value != nullptr ? value : "";
 }
 
-/// The way a child has ended, in words; empty if well.
+/// A child has the default actions of signals, whatever this process does with them: `ignored` would be inherited.
+class default_signals {
+ public:
+  default_signals() {
+    sigset_t all;
+    ::sigemptyset(&all);
+    for (const int signal : {SIGPIPE, SIGXFSZ, SIGCHLD, SIGINT, SIGTERM}) ::sigaddset(&all, signal);
+    ::posix_spawnattr_init(&attributes_);
+    ::posix_spawnattr_setsigdefault(&attributes_, &all);
+    ::posix_spawnattr_setflags(&attributes_, POSIX_SPAWN_SETSIGDEF);
+  }
+  default_signals(const default_signals&) = delete;
+  default_signals& operator=(const default_signals&) = delete;
+  ~default_signals() { ::posix_spawnattr_destroy(&attributes_); }
+  [[nodiscard]] const posix_spawnattr_t* get() const noexcept { return &attributes_; }
+
+ private:
+  posix_spawnattr_t attributes_;
+};
+
+/// The way a child has ended, in words; empty if well. A process that ignores SIGCHLD never learns how.
 std::string run_and_wait(std::string program, std::string verb, std::string job) {
   char* const arguments[] = {program.data(), verb.data(), job.data(), nullptr};
+  const default_signals attributes;
   pid_t child = 0;
-  const int refused = ::posix_spawnp(&child, program.c_str(), nullptr, nullptr, arguments, environ);
+  const int refused = ::posix_spawnp(&child, program.c_str(), nullptr, attributes.get(), arguments, environ);
   if (refused != 0) return std::generic_category().message(refused);
   int status = 0;
-  while (::waitpid(child, &status, 0) < 0)
+  while (::waitpid(child, &status, 0) < 0) {
+    if (errno == ECHILD) return {};
     if (errno != EINTR) return std::generic_category().message(errno);
+  }
   if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return {};
   if (WIFEXITED(status)) return fmt::format("exit status {}", WEXITSTATUS(status));
   return fmt::format("killed by signal {}", WTERMSIG(status));

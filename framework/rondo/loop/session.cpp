@@ -1,5 +1,7 @@
 #include "rondo/loop/session.hpp"
 
+#include <c10/core/GradMode.h>
+#include <c10/core/InferenceMode.h>
 #include <fmt/format.h>
 #include <torch/types.h>
 
@@ -11,6 +13,7 @@
 #include <cassert>
 #include <cmath>
 #include <csignal>
+#include <limits>
 #include <set>
 
 #include "rondo/async/detail/parked.hpp"
@@ -82,7 +85,7 @@ void trigger_gate::reopen() {
   asked_at_ = -1;
 }
 
-attachment::attachment(session& s, const extension& e) : what(e) {
+attachment::attachment(session& s, const extension& e) : what(e.for_run()) {
   if (what.when()) when = std::make_shared<trigger_gate>(*what.when(), s, true);
   ctx = std::make_unique<context>(s, this);
 }
@@ -149,22 +152,43 @@ task<run_result> session::drive(std::vector<extension> extensions) {
     co_await start_coroutines();
     co_await train();
   } catch (const interrupted&) {
+    if (!unfinished_ || !stop_reason) error = std::current_exception();  // nobody has asked for it
   } catch (...) {
     error = std::current_exception();
+    note_unfinished();
   }
   // What follows must happen even if the caller has cancelled the run.
   co_await asio::this_coro::reset_cancellation_state(asio::disable_cancellation());
-  co_await conclude(error);
-  const run_result ended = result();
-  if (ended.signal && options.on_preempted) options.on_preempted(ended);
-  grace_.reset();
+  run_result ended;
+  std::exception_ptr failed;
+  try {
+    co_await conclude(error);
+    ended = result();
+    if (ended.signal && options.on_preempted) options.on_preempted(ended);
+  } catch (...) {
+    failed = std::current_exception();
+  }
+  release();
+  if (failed) std::rethrow_exception(failed);
   co_return ended;
 }
 
+/// What may hang as well while it ends: threads of extensions and of the data. The grace period's watch comes last.
+void session::release() {
+  attached_.clear();
+  source_.reset();
+  grace_.reset();
+}
+
 run_result session::result() const {
-  const bool finished = (goal_reached() || stop_trigger_fired_) && !unfinished_;
   return {stop_reason.value_or(""), now.iteration, now.epoch(),
-          now.elapsed_time,         resumed_from,  finished ? std::nullopt : signal};
+          now.elapsed_time,         resumed_from,  preempted() ? signal : std::nullopt};
+}
+
+bool session::preempted() const {
+  if (!signal) return false;
+  const bool at_goal = goal_reached() || stop_trigger_fired_;
+  return broken_off_by_signal_ || (stopped_by_signal_ && (!at_goal || unfinished_));
 }
 
 void session::validate() const {
@@ -191,6 +215,31 @@ void session::validate() const {
   if (!options.max_epochs && !options.max_iterations && !options.stop_trigger)
     throw option_error("max_epochs", "not set",
                        "a number of epochs, or max_iterations, or a stop_trigger: training needs an end");
+  validate_step();
+  if (source_->kind() != step_kind::by_hand && (!at::GradMode::is_enabled() || c10::InferenceMode::is_enabled()))
+    throw option_error("gradients", "switched off where the loop runs (NoGradGuard or InferenceMode)",
+                       "run() outside of such a guard: nothing can be trained under it");
+}
+
+/// What the loop would not do is not silently left undone.
+void session::validate_step() const {
+  const auto refuse = [](const char* option, const char* step, const char* instead) {
+    throw option_error(option, fmt::format("set in a loop whose step {}", step), instead);
+  };
+  const auto kind = source_->kind();
+  if (kind == step_kind::gives_loss) return;
+  if (options.accumulate_by_weight)
+    refuse("accumulate_by_weight", "makes the updates itself", "a step that returns the loss");
+  if (options.accumulate > 1)
+    refuse("accumulate", "makes the updates itself",
+           "a step that returns the loss, or one that calls ctx.update(optimizer) as often as is right");
+  if (kind == step_kind::calls_update) return;
+  constexpr const char* instead = "a step that returns the loss, or a task<> that calls ctx.update(optimizer)";
+  if (options.clip_grad_norm) refuse("clip_grad_norm", "updates by hand", instead);
+  if (options.clip_grad_value) refuse("clip_grad_value", "updates by hand", instead);
+  if (options.report_grad_norm) refuse("report_grad_norm", "updates by hand", instead);
+  if (options.on_non_finite_gradients != non_finite_gradients::use)
+    refuse("on_non_finite_gradients", "updates by hand", instead);
 }
 
 void session::attach(std::vector<extension> extensions) {
@@ -201,10 +250,8 @@ void session::attach(std::vector<extension> extensions) {
       throw option_error("extension name", fmt::format("'{}' twice", e.name()),
                          "one extension of each name; rename one with .named(\"…\")");
   }
-  for (const auto& m : models) {
-    m.module->to(options.device);
-    m.module->train();
-  }
+  for (const auto& m : models) m.module->to(options.device);
+  remember_modes();
   source_->set_device(options.device);
   updated_.assign(optimizers.size(), false);
   if (const auto length = source_->length()) now.epoch_length = length;
@@ -215,7 +262,8 @@ void session::attach(std::vector<extension> extensions) {
     if (ignored)
       throw option_error(
           "triggered", fmt::format("{} for the extension '{}'", a->what.when()->str(), a->what.name()),
-          "only for extensions that act when their trigger fires (context::when_due); this one does not");
+          "only for extensions that act when their trigger fires (context::when_due); this one does not. If its "
+          "options have a `trigger`, as those of log_report do, set that one");
   }
 }
 
@@ -265,6 +313,8 @@ task<> session::train() {
   training_begun_ = true;
   auto rest = events.emit<event::training_started>(now.iteration, now.epoch());
   if (rest) co_await std::move(*rest);
+  // After those who switch some of it themselves, and have to see it as the program has set it.
+  if (const auto changed = std::exchange(restored_modes_, {})) load_modes(*changed);
   begin_clock();
   if (unfinished_ && now.epoch_end) co_await complete_earlier_iteration();
   if (stop_trigger_fired_ && !stop_reason) stop_reason = "the stop trigger had fired before";
@@ -307,7 +357,7 @@ void session::require_batch() {
 // The unbroken run drew what a range draws at the beginning of an epoch after the state of its end was saved, and
 // before a state inside it was.
 void session::begin_epoch() {
-  updates_are_managed_ = source_->updates_are_managed();
+  updates_are_managed_ = source_->kind() == step_kind::gives_loss;
   const bool inside = std::exchange(epoch_begun_, true);
   if (!inside) restore_random();
   if (inside && restored_source_) {
@@ -317,6 +367,7 @@ void session::begin_epoch() {
     source_->begin(now.epoch_index, now.iteration_in_epoch);
   }
   restored_source_.reset();
+  if (const auto length = source_->length()) now.epoch_length = length;
   // Where that makes the first batch, it is made now, as it was then.
   if (!source_->end_known()) static_cast<void>(source_->exhausted());
   if (inside) restore_random();
@@ -330,7 +381,7 @@ void session::restore_random() {
 /// A step that sends every optimizer through `update` will go on doing so.
 void session::learn_who_updates() {
   const bool all = !updated_.empty() && std::find(updated_.begin(), updated_.end(), false) == updated_.end();
-  updates_are_managed_ = all || source_->updates_are_managed();
+  updates_are_managed_ = all || source_->kind() == step_kind::gives_loss;
 }
 
 task<> session::run_iteration() {
@@ -345,6 +396,7 @@ task<> session::run_iteration() {
   }
   trace::span whole(iteration_span, now.iteration + 1);
   observed.clear();
+  at_stage_.reset();
   iteration_open_ = true;
   rest = events.emit<event::iteration_started>(now.iteration + 1);
   if (rest) co_await std::move(*rest);
@@ -357,6 +409,8 @@ task<> session::run_iteration() {
   rest = source_->step(*this);
   if (rest) co_await std::move(*rest);
   stepping.end();
+  ++version;
+  observed.weigh_by(batch_samples_);  // whoever reports now does not speak of what counts in the batch
   learn_who_updates();
   source_->advance();
   co_await complete_iteration();
@@ -381,6 +435,7 @@ void session::update_position(bool last) {
   ++now.iteration;
   ++now.iteration_in_epoch;
   ++execution;
+  ++version;
   now.epoch_end = last;
   epoch_begun_ = !last;
   if (last && !now.epoch_length) now.epoch_length = now.iteration_in_epoch;
@@ -395,17 +450,9 @@ task<> session::complete_iteration() {
   std::optional<task<>> rest;
   if (!from || from->where == stage::next_batch) {
     rest = source_->end_known();
-    if (rest) {
-      const unfinished_iteration left;
-      co_await wait_in_work(&left, std::move(*rest));
-      if (source_->end_known()) {  // a signal has ended the wait
-        iteration_open_ = false;
-        unfinished_ = left;
-        throw interrupted();
-      }
-    }
-    const bool last = source_->exhausted();
-    const bool window_ends = gradients_of_ >= options.accumulate || (last && gradients_of_ > 0);
+    if (rest) co_await wait_for_end(std::move(*rest));
+    const bool last = !source_->end_known() && source_->exhausted();
+    const bool window_ends = wants_update(last);
     // Before anything that waits for ranks which might be in the middle of a window.
     if (together() && options.accumulate > 1)
       options.group.require_same(
@@ -427,11 +474,13 @@ task<> session::complete_iteration() {
 
   if (together()) require_same_place();
   iteration_open_ = false;
+  at_stage_ = stage::iteration;
   if (!from || from->where != stage::epoch) {
     const bool anew = !from || from->where == stage::next_batch;
     rest = anew ? iterations.run_above(iteration) : iterations.run_above_from(from->handler, iteration);
     if (rest) co_await std::move(*rest);
   }
+  at_stage_ = stage::epoch;
   if (now.epoch_end) {
     epoch_open_ = false;
     const bool anew = !from || from->where != stage::epoch;
@@ -442,6 +491,7 @@ task<> session::complete_iteration() {
   if (rest) co_await std::move(*rest);
   throw_failure();
 
+  at_stage_.reset();
   decide_stop();
   if (together()) co_await agree_on_requests();
   iterations.settle(iteration);
@@ -456,6 +506,22 @@ task<> session::complete_iteration() {
   rest = events.drain();
   if (rest) co_await std::move(*rest);
   throw_failure();
+}
+
+bool session::wants_update(bool last_of_epoch) const {
+  if (gradients_of_ == 0) return false;
+  const bool last = options.max_iterations && now.iteration + 1 >= *options.max_iterations;
+  return gradients_of_ >= options.accumulate || last_of_epoch || last;
+}
+
+/// After an error at the end of an iteration: a run that goes on from a snapshot of this state does the rest of it.
+void session::note_unfinished() {
+  using stage = unfinished_iteration::stage;
+  if (!at_stage_ || unfinished_) return;
+  const auto& thrower = *at_stage_ == stage::iteration ? events.channel<event::iteration_completed>().thrower()
+                                                       : events.channel<event::epoch_completed>().thrower();
+  constexpr int behind_everybody = std::numeric_limits<int>::min();
+  unfinished_ = unfinished_iteration{*at_stage_, thrower.value_or(handler_place{"", 0, behind_everybody})};
 }
 
 /// What a signal has left undone in an earlier run.
@@ -478,6 +544,7 @@ task<> session::snapshot() {
 
 task<> session::conclude(std::exception_ptr error) {
   if (error) options.group.leave(message_of(error));
+  if (training_begun_) modes_at_end_ = modes();
   if (!error) {
     try {
       auto rest = events.drain();
@@ -512,6 +579,7 @@ task<> session::conclude(std::exception_ptr error) {
 /// Closes what the error has broken off, and tells everybody about it.
 task<> session::announce_failure(std::exception_ptr error) {
   broken_off_ = true;
+  broken_inside_ = iteration_open_ && !unfinished_;
   if (std::exchange(iteration_open_, false)) {
     if (update_open_) {
       const event::update_completed update{optimizers[*update_open_].name, error};
@@ -587,6 +655,8 @@ void session::stop(std::string reason) {
 
 void session::fail(std::exception_ptr error) noexcept {
   const bool cancelled_by_us = ending_ && is_operation_aborted(error);
+  if (failure_ && !cancelled_by_us && !is_operation_aborted(error))
+    log::error("a coroutine beside training failed after another one: " + message_of(error));
   if (!failure_ && !cancelled_by_us) failure_ = std::move(error);
   for (scope* wait : data_waits_) wait->cancel();
   for (scope* wait : work_waits_) wait->cancel();

@@ -53,12 +53,21 @@ struct named_state {
 
 class session;
 
+/// What a step does with updates.
+enum class step_kind {
+  gives_loss,    ///< leaves them to the loop (`session::learn`)
+  calls_update,  ///< asks for each, by `session::update`
+  by_hand,       ///< makes them without a word
+};
+
 /// The batches of an epoch together with what to do with one. Implemented by `typed_source` (source.hpp).
 class batch_source {
  public:
   virtual ~batch_source() = default;
   /// Batches per epoch, if known beforehand.
   [[nodiscard]] virtual std::optional<std::int64_t> length() const = 0;
+  /// The same for one epoch. Not between `begin` and the end of an epoch.
+  [[nodiscard]] virtual std::optional<std::int64_t> length_in(std::int64_t epoch) = 0;
   virtual void set_device(at::Device device) = 0;
   /// Goes to batch `skip` of epoch `epoch`.
   virtual void begin(std::int64_t epoch, std::int64_t skip) = 0;
@@ -75,8 +84,7 @@ class batch_source {
   [[nodiscard]] virtual bool exhausted() = 0;
   /// Trains on the current batch.
   [[nodiscard]] virtual std::optional<task<>> step(session& s) = 0;
-  /// Whether the steps leave every update to the loop (`session::learn`).
-  [[nodiscard]] virtual bool updates_are_managed() const noexcept = 0;
+  [[nodiscard]] virtual step_kind kind() const noexcept = 0;
   /// Goes to the next batch.
   virtual void advance() = 0;
 };
@@ -145,15 +153,19 @@ class session {
   [[nodiscard]] asio::thread_pool& pool();
   [[nodiscard]] std::size_t optimizer_index(const torch::optim::Optimizer& optimizer) const;
   /// Backward, and an update when the accumulation window is full.
-  [[nodiscard]] std::optional<task<>> learn(const at::Tensor& loss, std::int64_t samples);
+  [[nodiscard]] std::optional<task<>> learn(const at::Tensor& loss);
+  /// There is a new batch, of so many samples.
+  void begin_batch(double samples);
+  /// What the present batch counts in averages.
+  void weigh_batch(double weight);
   /// Clip, `update_started`, step, `update_completed`; first of all waits until nobody holds the state.
   [[nodiscard]] task<> update(std::size_t index);
   /// Whether the state is not one between two iterations.
   [[nodiscard]] bool mid_iteration() const noexcept { return iteration_open_ || broken_off_; }
   /// Has every extension that saves the whole run take a snapshot now. Completes when they are durable.
   [[nodiscard]] task<> snapshot();
-  /// For `interruptible_work`: the handler that is at work, and what is left to do from it on; null outside of one.
-  [[nodiscard]] std::unique_ptr<const unfinished_iteration> work_begins();
+  /// For `interruptible_work`: what is left to do from the handler on that is at work; null if none of `owner` is.
+  [[nodiscard]] std::unique_ptr<const unfinished_iteration> work_begins(const std::string& owner);
   /// Lets others run, and gives the work up if a signal has asked for the end.
   [[nodiscard]] task<> interruption_point(const unfinished_iteration* work);
   /// Awaits something that the work needs; cancels it when the work is to be given up.
@@ -162,6 +174,8 @@ class session {
   [[nodiscard]] bool interruption_point_due() const noexcept;
   [[nodiscard]] double epoch_detail() const;
   [[nodiscard]] bool has_extension(std::string_view name) const;
+  /// Whether a signal has ended the run before its goal, so that another one is to go on with it.
+  [[nodiscard]] bool preempted() const;
   /// Whether other ranks train along.
   [[nodiscard]] bool together() const noexcept { return options.group.world_size() > 1; }
   /// Rank 0's answer, on all ranks; blocks until it has come to the same question.
@@ -177,6 +191,7 @@ class session {
   observations observed;
   moment now;
   std::int64_t execution = 0;  ///< iterations done in this process, and in earlier ones that counted them (ppe)
+  std::int64_t version = 0;    ///< of the state: another one after each step, and after each iteration
   std::optional<std::string> stop_reason;
   std::optional<int> signal;  ///< that has asked for the end
   std::optional<std::filesystem::path> resumed_from;
@@ -205,6 +220,13 @@ class session {
   task<> complete_earlier_iteration();
   void begin_epoch();
   void require_batch();
+  [[nodiscard]] bool wants_update(bool last_of_epoch) const;
+  void release();
+  void validate_step() const;
+  void remember_modes();
+  [[nodiscard]] state::dict modes() const;
+  void load_modes(const state::value& stored);
+  void note_unfinished();
   void update_position(bool last);
   [[nodiscard]] run_result result() const;
 
@@ -213,7 +235,10 @@ class session {
   task<> watch_snapshot_signals();
   task<> wait_for_data(task<> ready);
   task<> wait_for_batch(task<> ready);
-  task<> wait_until_cancelled(task<> other, std::vector<scope*>& waits, bool over);
+  task<> wait_for_end(task<> known);
+  task<> wait_until_cancelled(task<> other, std::vector<scope*>& waits, bool (session::*over)());
+  [[nodiscard]] bool data_wait_is_over() { return stop_reason || failure_; }
+  [[nodiscard]] bool work_wait_is_over() { return (signal && can_be_done_again()) || failure_; }
   [[nodiscard]] bool can_be_done_again();
   task<> conclude(std::exception_ptr error);
   task<> announce_failure(std::exception_ptr error);
@@ -242,7 +267,8 @@ class session {
   [[nodiscard]] task<> update_after(std::size_t index, task<> announced);
   [[nodiscard]] task<> update_when_free(std::size_t index);
   [[nodiscard]] task<> update_together(std::size_t index);
-  void backward(const at::Tensor& loss, std::int64_t samples);
+  void backward(const at::Tensor& loss);
+  [[nodiscard]] at::Tensor weighed_part(const at::Tensor& loss, double before);
   void look_at_loss(const at::Tensor& loss);
   void learn_who_updates();
   [[nodiscard]] bool goal_reached() const;
@@ -259,9 +285,16 @@ class session {
   double elapsed_before_ = 0.0;
   std::optional<writing::directory_lock> out_lock_;
   std::int64_t gradients_of_ = 0;  ///< iterations whose gradients wait for the next update
+  double window_weight_ = 0.0;     ///< of their batches
+  double batch_samples_ = 1.0;
+  double batch_weight_ = 1.0;
   bool stop_trigger_fired_ = false;
+  bool stopped_by_signal_ = false;
+  bool broken_off_by_signal_ = false;
   bool iteration_open_ = false;
   bool broken_off_ = false;          ///< by an error: the state is none between two iterations any more
+  bool broken_inside_ = false;       ///< in the middle of an iteration: there are gradients of a part of it
+  std::optional<unfinished_iteration::stage> at_stage_;  ///< what an iteration's end is at
   std::vector<bool> updated_;        ///< which optimizers in this iteration, through `update`
   bool updates_are_managed_ = true;  ///< as far as the last iteration tells
   bool epoch_open_ = false;
@@ -289,6 +322,14 @@ class session {
   std::vector<std::unique_ptr<distributed::data_parallel>> parallel_;  ///< one for each model
   std::optional<std::int64_t> restored_samples_;                       ///< of an accumulation window
   bool gradients_joined_ = false;
+  // As the program has set them, by model and name; what differs later is a part of the state.
+  struct modes_of_model {
+    std::vector<std::pair<std::string, bool>> training;
+    std::vector<std::pair<std::string, bool>> requires_grad;
+  };
+  std::map<std::string, modes_of_model> modes_;
+  std::optional<state::value> restored_modes_;
+  std::optional<state::dict> modes_at_end_;  // before extensions give back what they have switched
 };
 
 }  // namespace detail

@@ -66,6 +66,7 @@ task<> session::begin_together() {
     parallel_.push_back(std::make_unique<distributed::data_parallel>(m.module, options.group, options.data_parallel));
   for (const auto& model : parallel_) co_await model->broadcast_state();
   for (const auto& model : parallel_) model->resume_window(restored_samples_);
+  if (options.accumulate_by_weight) window_weight_ = static_cast<double>(restored_samples_.value_or(0));
 }
 
 /// Before anything that waits for the other ranks, which might be elsewhere.
@@ -88,7 +89,10 @@ task<> session::agree_on_requests() {
   for (const auto& one : all) {
     snapshot_wanted |= one.snapshot;
     if (!signal) signal = one.signal;
-    if (!stop_reason) stop_reason = one.stop;
+    if (!stop_reason && one.stop) {
+      stop_reason = one.stop;
+      stopped_by_signal_ = one.signal.has_value();
+    }
   }
 }
 

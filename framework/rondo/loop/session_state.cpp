@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <functional>
 #include <memory>
 #include <string>
@@ -160,6 +161,7 @@ state::dict memory_of(const attachment& a) {
   auto own = a.what.self()->state_dict();
   state::dict all{{"extension", own ? std::move(*own) : state::value(state::dict())},
                   {"trigger", a.when ? a.when->inner().state_dict() : state::value(state::dict())}};
+  if (!is_empty(all.at("trigger"))) all.insert_or_assign("trigger_name", a.when->inner().str());
   if (a.handler_gates.empty()) return all;
   state::list handlers;
   for (const auto& gate : a.handler_gates) handlers.push_back(gate->inner().state_dict());
@@ -193,19 +195,62 @@ place_in_data data_position(const state::value& stored, const state::value& pres
   return {std::move(data), moved.position, moved.repeated};
 }
 
-void load_memory(attachment& a, const state::value& memory, const distributed::rank_group& ranks) {
-  a.what.self()->load_state_dict(memory.at("extension"));
-  if (a.when) a.when->inner().load_state_dict(memory.at("trigger"));
+/// Gives back what an extension remembers; one that refuses has not changed.
+void take_memory(extension::model& object, const state::value& memory) { object.load_state_dict(memory); }
+
+/// A trigger may have changed in part when it refuses.
+void take_memory(trigger& object, const state::value& memory) {
+  trigger loaded = object;
+  loaded.load_state_dict(memory);
+  object = std::move(loaded);
+}
+
+/// What does not fit is let go, and told.
+template <class Rememberer>
+void load_or_begin_anew(Rememberer& object, const state::value& memory, const std::string& owner,
+                        const std::string& part, const std::string& what, state::loading& act,
+                        const distributed::rank_group& ranks) {
+  const auto tell = [&](const std::string& problem) {
+    if (!act.tolerant() && !act.options().strict_memory)
+      return warn_once(
+          ranks, fmt::format("{} begins anew, because its memory in the snapshot does not fit: {}", what, problem));
+    if (!act.tolerant()) throw state_error(part, problem);
+    const auto within = act.within(owner, owner);
+    act.mismatched(part, problem);
+  };
+  try {
+    take_memory(object, memory);
+  } catch (const partial_memory_error& e) {
+    tell(e.what());
+  } catch (const state_error& e) {
+    tell(e.what());
+  }
+}
+
+void load_memory(attachment& a, const state::value& memory, state::loading& act, const distributed::rank_group& ranks) {
+  const auto& name = a.what.name();
+  const auto path = "extensions." + name;
+  const auto load_gate = [&](trigger& gate, const state::value& stored, const std::string& part) {
+    if (is_empty(stored) && is_empty(gate.state_dict())) return;
+    auto what = fmt::format("the trigger '{}' of extension '{}'", gate.str(), name);
+    const auto* const was = memory.as<state::dict>().find("trigger_name");
+    if (was != nullptr && part == "trigger") what += fmt::format(", which was '{}',", was->as<std::string>());
+    load_or_begin_anew(gate, stored, path, part, what, act, ranks);
+  };
+  load_or_begin_anew(*a.what.self(), memory.at("extension"), path, "extension", fmt::format("extension '{}'", name),
+                     act, ranks);
+  if (a.when) load_gate(a.when->inner(), memory.at("trigger"), "trigger");
   const auto* handlers = memory.as<state::dict>().find("handler_triggers");
   if (handlers == nullptr) return;
   const auto& stored = handlers->as<state::list>();
   if (stored.size() != a.handler_gates.size()) {
     warn_once(ranks, fmt::format("extension '{}': {} of its handlers have triggers, {} in the snapshot: these start "
                                  "without a memory",
-                                 a.what.name(), a.handler_gates.size(), stored.size()));
+                                 name, a.handler_gates.size(), stored.size()));
     return;
   }
-  for (std::size_t i = 0; i < stored.size(); ++i) a.handler_gates[i]->inner().load_state_dict(stored[i]);
+  for (std::size_t i = 0; i < stored.size(); ++i)
+    load_gate(a.handler_gates[i]->inner(), stored[i], fmt::format("handler_triggers.{}", i));
 }
 
 /// Extensions come and go, so that a difference is no error. `warnings` are those to be said if the rest fits.
@@ -226,7 +271,7 @@ std::vector<self_checking> compare_extensions(const std::vector<std::unique_ptr<
     const auto found = std::ranges::find(stored, a->what.name(), &stored_object::name);
     if (found != stored.end())
       all.push_back({"extensions." + found->name,
-                     [to = a.get(), memory = found->memory, &ranks] { load_memory(*to, *memory, ranks); }});
+                     [to = a.get(), memory = found->memory, &act, &ranks] { load_memory(*to, *memory, act, ranks); }});
     else if (remembers(*a))
       tell(&state::loading::missing, a->what.name(),
            "the snapshot knows none of that name: it starts without a memory");
@@ -335,7 +380,14 @@ class part_of_window {
   std::int64_t samples_ = 0;
 };
 
-void check_gradients(const state::value& stored, std::int64_t accumulate, const std::vector<at::Tensor>& parameters) {
+void check_gradients(const state::value& stored, const loop_options& options,
+                     const std::vector<at::Tensor>& parameters) {
+  const auto accumulate = options.accumulate;
+  const auto* const by_weight = stored.as<state::dict>().find("by_weight");
+  if ((by_weight != nullptr && by_weight->as<bool>()) != options.accumulate_by_weight)
+    throw state_error("",
+                      "were gathered with another accumulate_by_weight; go on with the old one, or from a snapshot "
+                      "at the end of a window");
   const auto window = stored.get<std::int64_t>("accumulate");
   if (window != accumulate)
     throw state_error("", fmt::format("were gathered with accumulate = {}, now it is {}; go on with the old number, or "
@@ -357,14 +409,14 @@ void check_gradients(const state::value& stored, std::int64_t accumulate, const 
 }
 
 /// Whether there are gradients, and all of them can be taken.
-bool compare_gradients(const std::vector<named_optimizer>& optimizers, std::int64_t accumulate, const state::dict& root,
-                       state::loading& act) {
+bool compare_gradients(const std::vector<named_optimizer>& optimizers, const loop_options& options,
+                       const state::dict& root, state::loading& act) {
   const auto* stored = stored_gradients(root);
   if (stored == nullptr) return false;
   const auto within = act.within("rondo.gradients", "rondo.gradients");
   try {
     const auto parameters = parameters_of(optimizers);
-    check_gradients(*stored, accumulate, parameters);
+    check_gradients(*stored, options, parameters);
     if (act.tolerant() && std::ranges::any_of(parameters, [&](const auto& p) { return act.is_displaced(p); }))
       throw state_error("", "belong to parameters that were not loaded");
     return true;
@@ -401,6 +453,7 @@ state::dict session::state_dict() const {
       {"gradients", gradients()},
       {"data", source_->state_dict()},
       {"epoch_begun", epoch_begun_},
+      {"modes", modes()},
       {"unfinished", unfinished_state()},
       {"environment", state::environment_state(options.device)},
       {"random", random()}};
@@ -425,15 +478,29 @@ void session::load_state_dict(const state::value& state, const state::load_optio
   std::vector<std::string> warnings;
   compare_models(models, root, act, prepared);
   compare_optimizers(optimizers, optimizer_types(), root, act, prepared);
-  const bool with_gradients = compare_gradients(optimizers, options.accumulate, root, act);
+  const bool with_gradients = compare_gradients(optimizers, options, root, act);
   auto rest = compare_objects(state_objects, root, act, prepared);
   for (auto& one : compare_extensions(attached_, root, act, options.group, warnings)) rest.push_back(std::move(one));
   const auto* ours = root.find("rondo");
-  if (options.stop_trigger && ours != nullptr)
-    rest.push_back({"rondo.stop_trigger", [&] { options.stop_trigger->load_state_dict(ours->at("stop_trigger")); }});
+  if (options.stop_trigger && ours != nullptr) {
+    auto& when = *options.stop_trigger;
+    const auto& memory = ours->at("stop_trigger");
+    if (!is_empty(memory) || !is_empty(when.state_dict()))
+      rest.push_back({"rondo.stop_trigger", [&] {
+                        load_or_begin_anew(when, memory, "rondo.stop_trigger", "",
+                                           fmt::format("the stop trigger '{}'", when.str()), act, options.group);
+                      }});
+  }
   act.require_fit();
   for (const auto& warning : warnings) warn_once(options.group, warning);
 
+  // Nothing may be left of another state that was loaded before.
+  gradients_of_ = 0;
+  window_weight_ = 0.0;
+  restored_samples_.reset();
+  restored_source_.reset();
+  restored_modes_.reset();
+  observed.clear();
   for (const auto& object : rest) load_or_tell(object, act);
   const auto* stored_execution = root.find("_start_execution");
   execution = stored_execution != nullptr ? stored_execution->as<std::int64_t>() : iteration;
@@ -450,7 +517,7 @@ void session::load_position(const state::dict& root) {
     if (!now.epoch_length && now.iteration > 0)
       throw state_error("rondo",
                         "is missing; a state of pytorch-pfn-extras needs batches whose number per epoch is known");
-    if (now.iteration == 0) return;
+    if (now.iteration == 0 || *now.epoch_length == 0) return;  // `require_batch` says it
     now.epoch_index = (now.iteration - 1) / *now.epoch_length;
     now.iteration_in_epoch = (now.iteration - 1) % *now.epoch_length + 1;
     now.epoch_end = now.iteration_in_epoch == *now.epoch_length;
@@ -458,6 +525,8 @@ void session::load_position(const state::dict& root) {
   }
   const auto& length = ours->at("epoch_length");
   now.epoch_index = ours->get<std::int64_t>("epoch_index");
+  const auto present = source_->length_in(now.epoch_index);  // which may be another in each epoch
+  if (present) now.epoch_length = present;
   now.epoch_end = ours->get<bool>("epoch_end");
   now.iteration_in_epoch = ours->get<std::int64_t>("iteration_in_epoch");
   std::int64_t repeated = 0;
@@ -467,7 +536,7 @@ void session::load_position(const state::dict& root) {
     if (place.position) now.iteration_in_epoch = *place.position;
     repeated = place.repeated;
   }
-  if (now.epoch_end && source_->length()) now.iteration_in_epoch = *source_->length();
+  if (now.epoch_end && present) now.iteration_in_epoch = *present;
   if (!now.epoch_end && !length.is_null() && now.epoch_length && length.as<std::int64_t>() != *now.epoch_length)
     warn_once(options.group,
               fmt::format("the snapshot was taken with {} iterations per epoch, now there are {}: this epoch goes on "
@@ -481,9 +550,10 @@ void session::load_position(const state::dict& root) {
                           repeated));
   if (!now.epoch_length && !length.is_null()) now.epoch_length = length.as<std::int64_t>();
   // A learned length may be that of another epoch; only a range that knows its size can say that this one is over.
-  if (source_->length() && now.iteration_in_epoch >= *source_->length()) now.epoch_end = true;
+  if (present && now.iteration_in_epoch >= *present) now.epoch_end = true;
   now.elapsed_time = ours->at("elapsed_time").number();
-  stop_trigger_fired_ = options.stop_trigger && ours->get<bool>("stop_trigger_fired");
+  stop_trigger_fired_ =
+      options.stop_trigger && ours->get<bool>("stop_trigger_fired") && options.stop_trigger->holds(now).value_or(true);
   restored_random_ = ours->at("random");
   const auto& known = ours->as<state::dict>();
   const auto* begun = known.find("epoch_begun");
@@ -492,7 +562,95 @@ void session::load_position(const state::dict& root) {
     for (const auto& difference : state::environment_differences(*environment, options.device))
       warn_once(options.group,
                 "the snapshot was taken elsewhere, so that results may differ in the last bits: " + difference);
+  if (const auto* changed = known.find("modes")) restored_modes_ = *changed;
   load_unfinished(known);
+}
+
+// ---- modes -------------------------------------------------------------------------------------------------------
+
+namespace {
+
+using switches = std::vector<std::pair<std::string, bool>>;
+
+/// By name, what it was and what it is, where both are in the same order. Those that were on and are on are left out.
+state::dict before_and_now(const switches& before, const switches& now) {
+  state::dict all;
+  for (std::size_t i = 0; i < std::min(before.size(), now.size()); ++i) {
+    const auto& [name, was] = before[i];
+    if (now[i].first != name) break;  // the model itself is another one now
+    if (!was || !now[i].second) all.insert_or_assign(name, state::list{was, now[i].second});
+  }
+  return all;
+}
+
+/// What is to be of what the program has set to `before`: as it was in the run that was saved, if that had begun with
+/// the same.
+bool restored_switch(const state::dict& stored, const std::string& name, bool before) {
+  const auto* const both = stored.find(name);
+  const bool was = both == nullptr || both->as<state::list>().at(0).as<bool>();
+  const bool then = both == nullptr || both->as<state::list>().at(1).as<bool>();
+  return was == before ? then : before;
+}
+
+switches training_of(const torch::nn::Module& module) {
+  switches all;
+  for (const auto& one : module.named_modules("", true)) all.emplace_back(one.key(), one.value()->is_training());
+  return all;
+}
+
+switches requires_grad_of(const torch::nn::Module& module) {
+  switches all;
+  for (const auto& one : module.named_parameters()) all.emplace_back(one.key(), one.value().requires_grad());
+  return all;
+}
+
+}  // namespace
+
+void session::remember_modes() {
+  for (const auto& m : models) {
+    modes_of_model mine{training_of(*m.module), requires_grad_of(*m.module)};
+    const bool any_training = std::ranges::any_of(mine.training, [](const auto& one) { return one.second; });
+    if (!any_training)
+      warn_once(options.group,
+                fmt::format("model '{}' is in evaluation mode, and is trained like that (no dropout, fixed "
+                            "running means); call train() before if that is not meant",
+                            m.name));
+    modes_.insert_or_assign(m.name, std::move(mine));
+  }
+}
+
+/// As the run has begun with them, and as they are: extensions may have switched some.
+state::dict session::modes() const {
+  if (modes_at_end_) return *modes_at_end_;
+  state::dict all;
+  for (const auto& m : models) {
+    const auto& before = modes_.at(m.name);
+    all.insert_or_assign(
+        m.name, state::dict{{"training", before_and_now(before.training, training_of(*m.module))},
+                            {"requires_grad", before_and_now(before.requires_grad, requires_grad_of(*m.module))}});
+  }
+  return all;
+}
+
+/// `train` of a module is recursive, so that those inside come after it.
+void session::load_modes(const state::value& stored) {
+  for (const auto& m : models) {
+    const auto* const mine = stored.as<state::dict>().find(m.name);
+    if (mine == nullptr) continue;
+    const auto& before = modes_.at(m.name);
+    const auto& training = mine->get<state::dict>("training");
+    std::size_t i = 0;
+    for (const auto& one : m.module->named_modules("", true)) {
+      if (i == before.training.size() || before.training[i].first != one.key()) break;
+      one.value()->train(restored_switch(training, one.key(), before.training[i++].second));
+    }
+    const auto& requires_grad = mine->get<state::dict>("requires_grad");
+    i = 0;
+    for (auto& one : m.module->named_parameters()) {
+      if (i == before.requires_grad.size() || before.requires_grad[i].first != one.key()) break;
+      one.value().requires_grad_(restored_switch(requires_grad, one.key(), before.requires_grad[i++].second));
+    }
+  }
 }
 
 // The observations go with it: those who have not seen the iteration yet will look at them.
@@ -507,6 +665,7 @@ state::value session::unfinished_state() const {
                      {"extension", handler.owner},
                      {"handler", handler.nth},
                      {"priority", handler.priority},
+                     {"samples", batch_samples_},
                      {"observations", std::move(reported)}};
 }
 
@@ -522,6 +681,8 @@ void session::load_unfinished(const state::dict& ours) {
   left.where = static_cast<unfinished_iteration::stage>(stage - stage_names.begin());
   left.handler = {stored->get<std::string>("extension"), stored->get<std::int64_t>("handler"),
                   static_cast<int>(stored->get<std::int64_t>("priority"))};
+  if (const auto* samples = stored->as<state::dict>().find("samples")) batch_samples_ = samples->number();
+  observed.weigh_by(batch_samples_);
   for (const auto& [key, both] : stored->get<state::dict>("observations")) {
     const auto& value_and_weight = both.as<state::list>();
     if (value_and_weight.size() != 2) throw state_error("rondo.unfinished.observations." + key.str(), "is no pair");
@@ -546,12 +707,14 @@ state::value session::random() const {
 // A snapshot inside an accumulation window carries the gradients that wait for the update.
 state::value session::gradients() const {
   // Those of an unfinished iteration are a part of nothing: it will be done again.
-  if (gradients_of_ == 0 || mid_iteration()) return {};
+  if (gradients_of_ == 0 || iteration_open_ || broken_inside_) return {};
+  if (together() && broken_off_) return {};  // the others have their parts, and save nothing now
   if (together()) {
     const auto samples = parallel_.empty() ? std::nullopt : parallel_.front()->samples_of_window();
     auto stored = gradients_of_ranks(parameters_of(optimizers), samples.value_or(0), options.group);
     stored.insert_or_assign("iterations", gradients_of_);
     stored.insert_or_assign("accumulate", options.accumulate);
+    stored.insert_or_assign("by_weight", options.accumulate_by_weight);
     return stored;
   }
   state::list all;
@@ -559,7 +722,11 @@ state::value session::gradients() const {
     auto& stored = all.emplace_back();
     if (parameter.grad().defined()) stored = parameter.grad().detach();
   }
-  return state::dict{{"iterations", gradients_of_}, {"accumulate", options.accumulate}, {"tensors", std::move(all)}};
+  return state::dict{{"iterations", gradients_of_},
+                     {"accumulate", options.accumulate},
+                     {"by_weight", options.accumulate_by_weight},
+                     {"weight", window_weight_},
+                     {"tensors", std::move(all)}};
 }
 
 // They have been compared with the parameters.
@@ -577,6 +744,10 @@ void session::load_gradients(const state::value& ours) {
   }
   if (part) restored_samples_ = part->samples();
   gradients_of_ = stored.get<std::int64_t>("iterations");
+  const auto* const weight = stored.as<state::dict>().find("weight");
+  window_weight_ = weight != nullptr ? weight->number() : static_cast<double>(restored_samples_.value_or(1));
+  if (together() && !part && options.accumulate_by_weight)
+    restored_samples_ = std::max<std::int64_t>(std::llround(window_weight_ / options.group.world_size()), 1);
 }
 
 }  // namespace rondo::detail

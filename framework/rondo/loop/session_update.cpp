@@ -34,7 +34,22 @@ std::size_t session::optimizer_index(const torch::optim::Optimizer& optimizer) c
   throw option_error("update", "an optimizer that the loop does not know", "one of those given to the loop");
 }
 
-std::optional<task<>> session::learn(const at::Tensor& loss, std::int64_t samples) {
+void session::begin_batch(double samples) {
+  batch_samples_ = samples;
+  batch_weight_ = samples;
+  observed.weigh_all_by(samples);  // what `iteration_started` has reported is of this batch, too
+}
+
+void session::weigh_batch(double weight) {
+  if (!(weight >= 0.0) || !std::isfinite(weight))
+    throw option_error("weight of a batch", fmt::format("{}", weight), "a finite number that is not negative");
+  if (together() && weight != std::floor(weight))
+    throw option_error("weight of a batch", fmt::format("{} with several ranks", weight), "a whole number");
+  batch_weight_ = weight;
+  observed.weigh_by(weight);
+}
+
+std::optional<task<>> session::learn(const at::Tensor& loss) {
   if (optimizers.size() != 1)
     throw option_error("step", fmt::format("returns a loss in a loop with {} optimizers", optimizers.size()),
                        "exactly one optimizer; with several, call co_await ctx.update(optimizer) and return nothing");
@@ -44,13 +59,30 @@ std::optional<task<>> session::learn(const at::Tensor& loss, std::int64_t sample
   if (!loss.defined() || loss.numel() != 1)
     throw option_error("loss", loss.defined() ? fmt::format("a tensor of {} elements", loss.numel()) : "undefined",
                        "a tensor with one element");
-  look_at_loss(loss);
-  observed.report("train/loss", loss, static_cast<double>(samples));
-  if (gradients_of_ == 0) optimizers[0].optimizer->zero_grad();
-  const auto part = options.accumulate == 1 ? loss : loss / static_cast<double>(options.accumulate);
-  backward(options.scaler ? options.scaler->scale(part) : part, samples);
+  observed.report("train/loss", loss);
+  if (gradients_of_ == 0) {
+    optimizers[0].optimizer->zero_grad();
+    window_weight_ = 0.0;
+  }
+  if (batch_weight_ > 0.0) look_at_loss(loss);
+  const double before = std::exchange(window_weight_, window_weight_ + batch_weight_);
+  const auto part = options.accumulate_by_weight ? weighed_part(loss, before)
+                    : options.accumulate == 1    ? loss
+                                                 : loss / static_cast<double>(options.accumulate);
+  backward(options.scaler ? options.scaler->scale(part) : part);
   ++gradients_of_;
   return std::nullopt;
+}
+
+/// The gradient of the window is at any time the mean over the batches that have been, by weight, so that the window
+/// may end anywhere. `before` is what those before the present one weigh.
+at::Tensor session::weighed_part(const at::Tensor& loss, double before) {
+  if (batch_weight_ == 0.0 || before == 0.0) return loss;
+  {
+    const torch::NoGradGuard no_grad;
+    for (const auto& g : gradients::of(*optimizers[0].optimizer)) g.mul_(before / window_weight_);
+  }
+  return loss * (batch_weight_ / window_weight_);
 }
 
 /// Only where that does not wait for a device.
@@ -68,15 +100,17 @@ void session::look_at_loss(const at::Tensor& loss) {
 }
 
 /// The last one of an accumulation window hands gradients to the other ranks while others are still being computed.
-void session::backward(const at::Tensor& loss, std::int64_t samples) {
+/// A batch that does not count, whose loss may be NaN, has none.
+void session::backward(const at::Tensor& loss) {
   const bool last_of_window = gradients_of_ + 1 >= options.accumulate;
-  for (const auto& model : parallel_) model->begin(samples, last_of_window);
-  loss.backward();
+  for (const auto& model : parallel_) model->begin(static_cast<std::int64_t>(batch_weight_), last_of_window);
+  if (batch_weight_ > 0.0) loss.backward();
 }
 
 /// Everything between `backward` and the step. Whether there is to be a step.
 bool session::prepare_gradients(std::size_t index) {
-  const bool short_window = gradients_of_ > 0 && gradients_of_ < options.accumulate;
+  const bool short_window = !options.accumulate_by_weight && gradients_of_ > 0 && gradients_of_ < options.accumulate;
+  if (gradients_of_ > 0 && window_weight_ == 0.0 && !together()) return false;  // no batch has counted
   const bool with_norm = options.clip_grad_norm || options.report_grad_norm;
   const bool checked = options.on_non_finite_gradients != non_finite_gradients::use;
   auto& optimizer = *optimizers[index].optimizer;

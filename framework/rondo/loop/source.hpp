@@ -26,10 +26,11 @@ namespace rondo {
 /// What a custom training step may look like: called with `(context&, batch&)`, it returns
 ///
 /// * a tensor: the loss. The loop calls backward, accumulates, clips and updates the (only) optimizer;
-/// * a `task<>`: does all that itself, with `co_await ctx.update(optimizer)` for each update;
+/// * a `task<>`: does all that itself, with `co_await ctx.update(optimizer)` for each update, which clips. The option
+///   `accumulate` is refused: when to update is up to the step;
 /// * nothing: does everything by hand, `optimizer.step()` included; no update events are emitted then, and a snapshot
-/// that
-///   is still being copied in the background is waited for before the step begins.
+///   that is still being copied in the background is waited for before the step begins. Options for updates
+///   (`accumulate`, clipping, `on_non_finite_gradients`) are refused.
 template <class F, class Batch>
 concept training_step = std::invocable<F&, context&, Batch&> &&
     (std::convertible_to<std::invoke_result_t<F&, context&, Batch&>, at::Tensor> ||
@@ -50,6 +51,7 @@ class typed_source final : public batch_source {
   typed_source(View range, Step step) : pass_(std::move(range)), step_(std::move(step)) {}
 
   [[nodiscard]] std::optional<std::int64_t> length() const override { return pass_.size(); }
+  [[nodiscard]] std::optional<std::int64_t> length_in(std::int64_t epoch) override { return pass_.size_in(epoch); }
   void set_device(at::Device device) override { pass_.set_device(device); }
 
   void begin(std::int64_t epoch, std::int64_t skip) override { pass_.begin(epoch, skip); }
@@ -68,6 +70,7 @@ class typed_source final : public batch_source {
     trace::span making(making_batch_);
     batch_.emplace(data::to_device(batch(pass_.take()), s.options.device));
     making.end();
+    s.begin_batch(static_cast<double>(data::item_count(*batch_)));
     context& ctx = *s.step_context;
     using result = std::invoke_result_t<Step&, context&, batch&>;
     if constexpr (std::same_as<result, task<>>) {
@@ -76,12 +79,14 @@ class typed_source final : public batch_source {
       std::invoke(step_, ctx, *batch_);
       return std::nullopt;
     } else {
-      return s.learn(loss_of(s), data::item_count(*batch_));
+      return s.learn(loss_of(s));
     }
   }
 
-  [[nodiscard]] bool updates_are_managed() const noexcept override {
-    return std::convertible_to<std::invoke_result_t<Step&, context&, batch&>, at::Tensor>;
+  [[nodiscard]] step_kind kind() const noexcept override {
+    using result = std::invoke_result_t<Step&, context&, batch&>;
+    if constexpr (std::convertible_to<result, at::Tensor>) return step_kind::gives_loss;
+    return std::same_as<result, task<>> ? step_kind::calls_update : step_kind::by_hand;
   }
 
   void advance() override {

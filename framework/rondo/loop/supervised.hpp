@@ -179,8 +179,11 @@ supervision supervise(Model model, Loss loss) {
 /// The step of supervised training.
 template <class Model, class Loss>
 auto supervised_step(Model model, Loss loss) {
-  return [model, loss](auto&, const auto& batch) mutable -> at::Tensor {
-    return call_loss(loss, call_forward(model, data::input_of(batch)), data::target_of(batch));
+  return [model, loss](auto& ctx, const auto& batch) mutable -> at::Tensor {
+    const auto& target = data::target_of(batch);
+    if constexpr (std::convertible_to<decltype(target), const at::Tensor&>)
+      if (const auto& counts = ctx.options().counts) ctx.weigh_batch(counts(target));
+    return call_loss(loss, call_forward(model, data::input_of(batch)), target);
   };
 }
 

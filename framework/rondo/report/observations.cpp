@@ -34,17 +34,26 @@ std::string escaped(std::string_view text) {
 
 }  // namespace
 
-void observations::report(std::string_view key, const at::Tensor& scalar, double weight) {
+void observations::report(std::string_view key, const at::Tensor& scalar, std::optional<double> given) {
   if (!scalar.defined() || scalar.numel() != 1) {
     const auto found =
         scalar.defined() ? fmt::format("a tensor of {} elements", scalar.numel()) : "an undefined tensor";
     throw observation_error(std::string(key), fmt::format("takes a number or a tensor of one element, got {}", found));
   }
+  const double weight = given.value_or(weight_);
+  auto& place = slot(key);
+  place.weighed = given.has_value();
   if (scalar.device().is_cpu())
-    slot(key) =
+    place.value =
         observation(scalar.item().toDouble(), weight);  // nothing to wait for, and later writes cannot change it
   else
-    slot(key) = observation(scalar.detach().clone(), weight);
+    place.value = observation(scalar.detach().clone(), weight);
+}
+
+void observations::weigh_all_by(double weight) noexcept {
+  weigh_by(weight);
+  for (std::size_t i = 0; i < present_; ++i)
+    if (!entries_[i].weighed) entries_[i].value.weight_ = weight;
 }
 
 const observation* observations::find(std::string_view key) const noexcept {
@@ -61,7 +70,7 @@ const observation& observations::at(std::string_view key) const {
                                                         known.empty() ? "none" : known));
 }
 
-observation& observations::slot(std::string_view key) {
+observations::entry& observations::slot(std::string_view key) {
   const auto matches = [&](const std::string& stored) {
     return stored.size() == prefix_.size() + key.size() && stored.starts_with(prefix_) && stored.ends_with(key);
   };
@@ -69,12 +78,12 @@ observation& observations::slot(std::string_view key) {
   while (found < entries_.size() && !matches(entries_[found].key)) ++found;
   if (found == entries_.size()) {
     if (!checkpoint::is_utf8(key)) throw observation_error(escaped(key), "is not UTF-8, which no log could hold");
-    entries_.push_back({prefix_ + std::string(key), {}});
+    entries_.push_back({prefix_ + std::string(key), {}, false});
   }
-  if (found < present_) return entries_[found].value;
+  if (found < present_) return entries_[found];
   // Its turn in this iteration is now. As a rule it is there already.
   if (found != present_) std::swap(entries_[found], entries_[present_]);
-  return entries_[present_++].value;
+  return entries_[present_++];
 }
 
 observations::scope::scope(observations& where, std::string_view prefix) : where_(where), outer_(where.prefix_.size()) {

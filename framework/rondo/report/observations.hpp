@@ -4,6 +4,7 @@
 
 #include <concepts>
 #include <cstddef>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -31,6 +32,8 @@ struct observable {
   std::string_view name;
 };
 
+class observations;
+
 /// One reported number. A device tensor stays on its device, unsynchronised, until somebody reads it.
 class observation {
  public:
@@ -40,12 +43,13 @@ class observation {
 
   /// The number. Waits for the device when it is a device tensor.
   [[nodiscard]] double value() const;
-  /// Weight in averages, normally the number of samples behind the number. Default 1.
+  /// Weight in averages, normally the number of samples behind the number.
   [[nodiscard]] double weight() const noexcept { return weight_; }
   /// The tensor if the number has not come to the host yet, else nullptr.
   [[nodiscard]] const at::Tensor* on_device() const noexcept;
 
  private:
+  friend class observations;
   std::variant<double, at::Tensor> value_ = 0.0;
   double weight_ = 1.0;
 };
@@ -53,15 +57,23 @@ class observation {
 /// What has been reported in the current iteration (ppe: `manager.observation`). Training thread only.
 class observations {
  public:
-  /// Reports `value` under `key` (with the prefixes of the open scopes before it). A key that is already there is replaced.
+  /// Reports `value` under `key` (with the prefixes of the open scopes before it). A key that is already there is
+  /// replaced. Without a `weight` it has that of `weigh_by`.
   template <class V>
     requires std::is_arithmetic_v<V>
-  void report(std::string_view key, V value, double weight = 1.0) {
-    slot(key) = observation(static_cast<double>(value), weight);
+  void report(std::string_view key, V value, std::optional<double> weight = std::nullopt) {
+    auto& place = slot(key);
+    place.value = observation(static_cast<double>(value), weight.value_or(weight_));
+    place.weighed = weight.has_value();
   }
   /// The same for a tensor of one element. A device tensor is copied on its device and not waited for; one on the CPU is
   /// read at once. Throws `observation_error` when it has more elements.
-  void report(std::string_view key, const at::Tensor& scalar, double weight = 1.0);
+  void report(std::string_view key, const at::Tensor& scalar, std::optional<double> weight = std::nullopt);
+
+  /// What numbers weigh from now on that are reported without a weight: the samples of the present batch. At first 1.
+  void weigh_by(double weight) noexcept { weight_ = weight; }
+  /// The same, and what has been reported without a weight in this iteration before.
+  void weigh_all_by(double weight) noexcept;
 
   /// nullptr when `key` has not been reported in this iteration.
   [[nodiscard]] const observation* find(std::string_view key) const noexcept;
@@ -98,14 +110,16 @@ class observations {
   struct entry {
     std::string key;
     observation value;
+    bool weighed = false;  ///< by who has reported it
   };
 
-  observation& slot(std::string_view key);
+  entry& slot(std::string_view key);
 
   // Few keys, as a rule the same ones in the same order each time: kept between iterations, found by a scan. The first
   // ones are those of this iteration.
   std::vector<entry> entries_;
   std::size_t present_ = 0;
+  double weight_ = 1.0;
   std::string prefix_;
 };
 

@@ -43,11 +43,21 @@ void summary::add(double x, double weight) {
   if (weight == 0.0) return;
   ++count_;
   weight_ += weight;
-  const double delta = x - mean_;
-  mean_ += delta * (weight / weight_);
-  m2_ += weight * delta * (x - mean_);
+  if (!std::isfinite(x) || !std::isfinite(mean_)) {
+    become_infinite(x);
+  } else {
+    const double delta = x - mean_;
+    mean_ += delta * (weight / weight_);
+    m2_ += weight * delta * (x - mean_);
+  }
   min_ = std::isnan(x) ? x : std::min(min_, x);
   max_ = std::isnan(x) ? x : std::max(max_, x);
+}
+
+// Whatever the order: an infinity beats all numbers, and both of them, or a NaN, make a NaN.
+void summary::become_infinite(double x) noexcept {
+  mean_ = (std::isfinite(mean_) ? 0.0 : mean_) + (std::isfinite(x) ? 0.0 : x);
+  m2_ = nan;
 }
 
 void summary::merge(const summary& other) {
@@ -57,9 +67,13 @@ void summary::merge(const summary& other) {
     return;
   }
   const double total = weight_ + other.weight_;
-  const double delta = other.mean_ - mean_;
-  mean_ += delta * (other.weight_ / total);
-  m2_ += other.m2_ + delta * delta * (weight_ * other.weight_ / total);
+  if (!std::isfinite(other.mean_) || !std::isfinite(mean_)) {
+    become_infinite(other.mean_);
+  } else {
+    const double delta = other.mean_ - mean_;
+    mean_ += delta * (other.weight_ / total);
+    m2_ += other.m2_ + delta * delta * (weight_ * other.weight_ / total);
+  }
   weight_ = total;
   count_ += other.count_;
   min_ = std::isnan(other.min_) ? other.min_ : std::min(min_, other.min_);

@@ -13,7 +13,8 @@
 namespace rondo {
 
 /// Weighted mean, deviation and extremes of a stream of numbers in constant memory, by West's incremental form of
-/// Welford's algorithm (D. West, CACM 22(9), 1979), which does not cancel where x² − mean² does. NaN propagates.
+/// Welford's algorithm (D. West, CACM 22(9), 1979), which does not cancel where x² − mean² does. NaN propagates. An
+/// infinity makes the mean infinite, both of them NaN, in whatever order they come; deviations are NaN then.
 class summary {
  public:
   /// `weight` must be finite and not negative; a weight of 0 changes nothing. Throws `observation_error` otherwise.
@@ -44,6 +45,8 @@ class summary {
   [[nodiscard]] static summary unpack(std::string_view packed);
 
  private:
+  void become_infinite(double x) noexcept;
+
   std::int64_t count_ = 0;
   double weight_ = 0.0;
   double mean_ = 0.0;

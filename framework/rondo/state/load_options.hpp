@@ -31,6 +31,11 @@ struct load_options {
   /// `state_error` whatever `on_mismatch` says.
   std::vector<std::pair<std::string, std::string>> rename = {};
 
+  /// Whether the memory of an extension or a trigger that does not fit is a difference like any other. By default it
+  /// is let go: what remembers something else than before (another stop trigger, another schedule, another trigger of a
+  /// snapshot) begins anew, with a warning that names it. For the state of a loop.
+  bool strict_memory = false;
+
   /// Whether tensors of a module may be stored in another dtype; they are converted then. Optimizers always convert.
   bool convert_dtype = false;
 };

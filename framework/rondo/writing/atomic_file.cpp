@@ -1,16 +1,13 @@
 #include "rondo/writing/atomic_file.hpp"
 
 #include <fmt/format.h>
-#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <charconv>
 #include <chrono>
 #include <mutex>
 #include <optional>
-#include <random>
 #include <set>
 #include <string>
 #include <string_view>
@@ -20,13 +17,11 @@
 #include "rondo/async/trace.hpp"
 #include "rondo/error.hpp"
 #include "rondo/writing/posix.hpp"
+#include "rondo/writing/temporary_name.hpp"
 
 namespace rondo::writing {
 
 namespace {
-
-constexpr std::string_view marker = ".tmp-";
-constexpr std::size_t random_digits = 16;
 
 using clock = std::chrono::steady_clock;
 
@@ -73,34 +68,21 @@ names_in_use& in_use() {
   return names;
 }
 
-std::string temporary_name(const path& target, pid_t process = ::getpid()) {
-  std::random_device random;
-  const auto number = (std::uint64_t{random()} << 32U) | random();
-  return fmt::format(".{}{}{}-{:016x}", target.filename().string(), marker, process, number);
+/// Whether a file under this name is what somebody has left who will not come back to it.
+bool stale(file_system& files, const path& directory, const std::string& name) {
+  using state = temporary_owner::state;
+  const auto owner = owner_of(name);
+  if (!owner) return false;
+  if (owner->what == state::here) return !in_use().contains(name);
+  if (owner->what == state::elsewhere) return files.use_of(directory / name) == file_use::idle;
+  return owner->what == state::gone;
 }
 
-// The process that made a temporary name, or nothing when the name is not one of ours.
-std::optional<pid_t> maker_of(std::string_view name) {
-  const auto at = name.rfind(marker);
-  if (at == std::string_view::npos || at < 2 || name.front() != '.') return std::nullopt;
-  const auto rest = name.substr(at + marker.size());
-  const auto dash = rest.find('-');
-  if (dash == std::string_view::npos) return std::nullopt;
-  pid_t process = 0;
-  const auto parsed = std::from_chars(rest.data(), rest.data() + dash, process);
-  if (parsed.ec != std::errc() || parsed.ptr != rest.data() + dash || process <= 0) return std::nullopt;
-  const auto random = rest.substr(dash + 1);
-  const bool hexadecimal = random.find_first_not_of("0123456789abcdef") == std::string_view::npos;
-  if (random.size() != random_digits || !hexadecimal) return std::nullopt;
-  return process;
-}
-
-bool runs(pid_t process) { return ::kill(process, 0) == 0 || errno != ESRCH; }
-
-bool stale(const std::string& name) {
-  const auto process = maker_of(name);
-  if (!process) return false;
-  return *process == ::getpid() ? !in_use().contains(name) : !runs(*process);
+/// Whether another process is known to be at work on it.
+bool alive(file_system& files, const path& directory, const std::string& name, const temporary_owner& owner) {
+  using state = temporary_owner::state;
+  if (owner.what == state::elsewhere) return files.use_of(directory / name) == file_use::locked;
+  return owner.what == state::running;
 }
 
 // A file under a temporary name, removed unless it was committed. Errors of the removal are dropped: the error that led
@@ -108,7 +90,7 @@ bool stale(const std::string& name) {
 class temporary {
  public:
   temporary(file_system& files, const path& target)
-      : files_(files), target_(target), name_(temporary_name(target)), file_(directory_of(target) / name_) {
+      : files_(files), target_(target), name_(temporary_name(target, ::getpid())), file_(directory_of(target) / name_) {
     in_use().insert(name_);
   }
   temporary(const temporary&) = delete;
@@ -254,7 +236,7 @@ write_receipt write_atomically_by_path(file_system& files, const path& target, c
 std::vector<path> remove_stale_temporaries(file_system& files, const path& directory) {
   std::vector<path> removed;
   for (const auto& entry : files.list(directory)) {
-    if (entry.kind != file_kind::regular || !stale(entry.name)) continue;
+    if (entry.kind != file_kind::regular || !stale(files, directory, entry.name)) continue;
     if (files.remove(directory / entry.name)) removed.push_back(directory / entry.name);
   }
   return removed;
@@ -263,8 +245,8 @@ std::vector<path> remove_stale_temporaries(file_system& files, const path& direc
 std::vector<live_temporary> live_temporaries(file_system& files, const path& directory) {
   std::vector<live_temporary> found;
   for (const auto& entry : files.list(directory)) {
-    const auto process = entry.kind == file_kind::regular ? maker_of(entry.name) : std::nullopt;
-    if (process && *process != ::getpid() && runs(*process)) found.push_back({directory / entry.name, *process});
+    const auto owner = entry.kind == file_kind::regular ? owner_of(entry.name) : std::nullopt;
+    if (owner && alive(files, directory, entry.name, *owner)) found.push_back({directory / entry.name, owner->process});
   }
   return found;
 }
@@ -301,9 +283,10 @@ path announce_writing(file_system& files, const path& target, pid_t process) {
 void remove_temporaries_of(file_system& files, const path& target, pid_t process) {
   const auto directory = directory_of(target);
   if (files.kind(directory) != file_kind::directory) return;
-  const auto beginning = fmt::format(".{}{}{}-", target.filename().string(), marker, process);
+  const auto beginning = fmt::format(".{}.tmp-{}-", target.filename().string(), process);
   for (const auto& entry : files.list(directory)) {
-    const bool theirs = maker_of(entry.name) == process && entry.name.starts_with(beginning);
+    const auto owner = owner_of(entry.name);
+    const bool theirs = owner && owner->what != temporary_owner::state::elsewhere && entry.name.starts_with(beginning);
     if (theirs && entry.kind == file_kind::regular) files.remove(directory / entry.name);
   }
 }

@@ -82,11 +82,12 @@ write_receipt write_atomically(file_system& files, const path& target, std::uint
 /// the operating system, or one in which `produce` writes.
 write_receipt write_atomically_by_path(file_system& files, const path& target, const path_producer& produce);
 
-/// Removes what killed processes left in `directory`: regular files under the temporary names of the functions above,
-/// `.<name>.tmp-<pid>-<16 hexadecimal digits>`, whose process no longer runs on this host, or which this process left.
-/// Nothing else is touched, nor are files that this process is writing. Returns what was removed. Throws io_error.
+/// Removes what killed processes left in `directory`: regular files under the temporary names of the functions above
+/// (`temporary_name`) whose process no longer runs on this host, or which this process left. Those of other hosts and
+/// containers go when nobody has them locked and nothing has changed them for ten minutes. Nothing else is touched, nor
+/// are files that this process is writing. Returns what was removed. Throws io_error.
 ///
-/// Processes on other hosts cannot be seen: call it while holding the directory_lock and before other hosts write.
+/// Call it while holding the directory_lock.
 std::vector<path> remove_stale_temporaries(file_system& files, const path& directory);
 
 /// A file under a temporary name, and the living process in whose name it is.
@@ -95,7 +96,8 @@ struct live_temporary {
   pid_t process = 0;
 };
 
-/// The temporaries in `directory` whose processes run on this host: other ones than this. Throws io_error.
+/// The temporaries in `directory` whose processes run on this host, other ones than this, and those of other hosts that
+/// are locked. Throws io_error.
 [[nodiscard]] std::vector<live_temporary> live_temporaries(file_system& files, const path& directory);
 
 /// Waits, blocking, until no other living process has temporaries in `directory`: a helper process may still be

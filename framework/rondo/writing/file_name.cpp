@@ -17,7 +17,7 @@ namespace {
 constexpr std::size_t longest_name = 200;
 constexpr std::string_view digits = "0123456789";
 constexpr std::string_view integer_characters = "+-0123456789";
-constexpr std::string_view real_characters = "+-.0123456789eE";
+constexpr std::string_view real_characters = "+-.0123456789eEnaif";
 
 std::string_view take(std::string_view& text, std::string_view allowed, std::size_t most) {
   const auto count = std::min({text.find_first_not_of(allowed), text.size(), most});
@@ -78,7 +78,6 @@ void file_name_template::expect_plain_name() const {
   if (text_.empty()) reject("a name that is not empty");
   if (text_.size() > longest_name) reject(fmt::format("a name of at most {} bytes", longest_name));
   if (text_.front() == '.') reject("a name that does not begin with a dot");
-  if (text_.find('/') != std::string::npos) reject("a plain name: files stay in the output directory");
   const bool control = std::any_of(text_.begin(), text_.end(), is_control);
   if (control) reject("a name without control characters");
 }
@@ -99,6 +98,7 @@ void file_name_template::read_pieces(const std::vector<name_field>& fields) {
     } else if (c == '}') {
       reject("a '{' for every '}'; '}}' stands for a brace");
     } else {
+      if (c == '/') reject("a plain name: files stay in the output directory");
       tail_ += c;
       rest.remove_prefix(1);
     }
@@ -122,7 +122,7 @@ void file_name_template::read_placeholder(std::string_view inside, const std::ve
                : fmt::format("a format like {{{0}}} or {{{0}:.2f}} for the real number {0}", name));
   }
   const auto formatting = format.empty() ? std::string("{}") : fmt::format("{{:{}}}", format);
-  pieces_.push_back({std::exchange(tail_, {}), std::string(name), formatting, field->type});
+  pieces_.push_back({std::exchange(tail_, {}), std::string(name), formatting, field->type, field->finite});
 }
 
 // A character that no number contains must stand between two numbers, or names could be read in two ways.
@@ -130,7 +130,8 @@ void file_name_template::expect_separators() const {
   for (std::size_t index = 1; index < pieces_.size(); ++index) {
     const bool real =
         pieces_[index].type == name_field::kind::real || pieces_[index - 1].type == name_field::kind::real;
-    const auto ambiguous = real ? std::string_view("0123456789.eE") : digits;
+    const bool finite = pieces_[index].finite && pieces_[index - 1].finite;
+    const auto ambiguous = !real ? digits : std::string_view(finite ? "0123456789.eE" : "0123456789.eEnaif");
     if (pieces_[index].text.find_first_not_of(ambiguous) == std::string::npos) {
       reject(fmt::format("a separator such as '_' between {{{}}} and {{{}}}", pieces_[index - 1].field,
                          pieces_[index].field));
@@ -151,7 +152,7 @@ std::string file_name_template::format(const name_values& values) const {
     if ((real != nullptr) != (piece.type == name_field::kind::real)) {
       reject(fmt::format("a value of the declared kind for {{{}}}", piece.field));
     }
-    if (real != nullptr && !std::isfinite(*real)) {
+    if (piece.finite && real != nullptr && !std::isfinite(*real)) {
       reject(fmt::format("finite values of {{{}}}, not {}", piece.field, *real));
     }
     name += piece.text + format_value(piece, found->second);
@@ -169,6 +170,8 @@ std::optional<file_name_template::value> file_name_template::parse_value(const p
   } else {
     if (const auto number = number_from<double>(text)) parsed = *number;
   }
+  const auto* const real = parsed ? std::get_if<double>(&*parsed) : nullptr;
+  if (real != nullptr && piece.finite && !std::isfinite(*real)) return std::nullopt;
   if (!parsed || format_value(piece, *parsed) != text) return std::nullopt;
   return parsed;
 }

@@ -16,6 +16,7 @@ struct name_field {
 
   std::string name;
   kind type = kind::integer;
+  bool finite = true;  ///< values that are not are refused; else they become "nan" and "inf"
 };
 
 /// A value per field name.
@@ -30,9 +31,9 @@ using name_values = std::map<std::string, std::variant<std::int64_t, double>, st
 class file_name_template {
  public:
   /// Throws option_error("filename", …) for an unknown field or a bad format; for an empty text, one of more than 200
-  /// bytes or with control characters; for a name that begins with a dot or has a path separator in it, because names
-  /// stay inside the output directory; and when two placeholders follow each other so closely that names could be read
-  /// in two ways.
+  /// bytes or with control characters; for a name that begins with a dot or has a path separator outside of
+  /// placeholders, because names stay inside the output directory; and when two placeholders follow each other so
+  /// closely that names could be read in two ways.
   file_name_template(std::string_view text, std::vector<name_field> fields);
 
   /// The name for `values`, which must hold each field that the template uses; others are ignored.
@@ -57,6 +58,7 @@ class file_name_template {
     std::string field;
     std::string format;
     name_field::kind type = name_field::kind::integer;
+    bool finite = true;
   };
 
   void read_pieces(const std::vector<name_field>& fields);

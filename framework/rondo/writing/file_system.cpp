@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <ctime>
 #include <optional>
 #include <utility>
 
@@ -55,11 +56,34 @@ struct close_directory {
   void operator()(DIR* directory) const noexcept { ::closedir(directory); }
 };
 
+// After which nobody is believed to be at work on a file of another host, where locks do not travel.
+constexpr std::time_t quiet_seconds = 600;
+
+struct flock whole_file() {
+  struct flock range {};
+  range.l_type = F_WRLCK;
+  range.l_whence = SEEK_SET;
+  return range;
+}
+
+/// Until the last descriptor of this opening is closed, in whichever process. Where there are no locks, others have to
+/// go by the time.
+void lock(int file) {
+  auto range = whole_file();
+  static_cast<void>(::fcntl(file, F_OFD_SETLK, &range));
+}
+
+bool is_locked(int file) {
+  auto range = whole_file();
+  return ::fcntl(file, F_OFD_GETLK, &range) == 0 && range.l_type != F_UNLCK;
+}
+
 class operating_system final : public file_system {
  public:
   std::unique_ptr<output_file> create(const path& file, std::uint64_t expected_size) override {
     auto opened = open_file(file, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0666);
     if (!opened.valid()) throw failure("create", file, errno);
+    lock(opened.get());
     if (const int code = reserve(opened.get(), file, expected_size); code != 0) {
       ::unlink(file.c_str());
       throw failure("create", file, code, advice_for(code, file, expected_size));
@@ -70,6 +94,15 @@ class operating_system final : public file_system {
       ::unlink(file.c_str());
       throw;
     }
+  }
+
+  file_use use_of(const path& file) override {
+    const auto opened = open_file(file, O_RDWR | O_NOFOLLOW | O_NONBLOCK);
+    struct stat about {};
+    const bool seen = opened.valid() ? ::fstat(opened.get(), &about) == 0 : ::lstat(file.c_str(), &about) == 0;
+    if (opened.valid() && is_locked(opened.get())) return file_use::locked;
+    const bool just_now = seen && std::time(nullptr) - about.st_mtime < quiet_seconds;
+    return just_now ? file_use::changed : file_use::idle;
   }
 
   std::uint64_t sync_file(const path& file) override {

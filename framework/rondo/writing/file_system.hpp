@@ -23,6 +23,13 @@ struct directory_entry {
   std::uint64_t size = 0;
 };
 
+/// What can be seen of whether a file is being written.
+enum class file_use {
+  locked,   ///< by somebody who has created it and not closed it yet
+  changed,  ///< not locked, but changed in the last minutes
+  idle,     ///< neither
+};
+
 /// A new file, open for appending. Not safe for use by several threads at once.
 ///
 /// After any operation failed the file is given up: every later call throws, and nothing is ever retried, because after
@@ -87,6 +94,10 @@ class file_system {
 
   /// Returns once the names in `directory` (creations, renames, removals so far) are on stable storage.
   virtual void sync_directory(const path& directory) = 0;
+
+  /// Whether somebody writes a regular file, or may do so: here or, where locks travel, on another host of a shared
+  /// file system. Those that `create` has made are locked until they are closed.
+  [[nodiscard]] virtual file_use use_of(const path& file) = 0;
 
   /// Creates one directory. Returns false when there is one, or a link to one, already.
   virtual bool create_directory(const path& directory) = 0;

@@ -6,13 +6,12 @@
 
 #include <cerrno>
 #include <cstdint>
-#include <fstream>
-#include <limits>
 #include <new>
-#include <string>
 #include <system_error>
+#include <utility>
 
 #include "rondo/error.hpp"
+#include "rondo/writing/available_memory.hpp"
 
 namespace rondo::writing {
 
@@ -30,20 +29,6 @@ constexpr int populate_write = 23;
   throw io_error(operation, "shared staging memory", std::error_code(errno, std::generic_category()));
 }
 
-// What can be had without somebody being killed for it, by the kernel's own estimate; everything where it gives none.
-std::uint64_t available_memory() {
-  std::ifstream about("/proc/meminfo");
-  std::uint64_t kibibytes = 0;
-  bool known = false;
-  std::string name;
-  for (std::uint64_t value = 0; about >> name >> value;
-       about.ignore(std::numeric_limits<std::streamsize>::max(), '\n')) {
-    if (name == "MemAvailable:" || name == "SwapFree:") kibibytes += value;
-    known = known || name == "MemAvailable:";
-  }
-  return known ? kibibytes * 1024 : std::numeric_limits<std::uint64_t>::max();
-}
-
 void touch(std::span<std::byte> bytes) noexcept {
   for (std::size_t at = 0; at < bytes.size(); at += page) *const_cast<volatile std::byte*>(&bytes[at]) = std::byte{0};
 }
@@ -57,9 +42,9 @@ std::size_t memory_block::rounded(std::size_t size) noexcept {
 
 memory_block::memory_block(std::size_t size, bool shared) : bytes_(static_cast<std::byte*>(nullptr), rounded(size)) {
   // The kernel promises more than it has, and kills when that is used.
-  if (bytes_.size() > worth_asking && bytes_.size() > available_memory()) {
-    bytes_ = {};
-    throw std::bad_alloc();
+  if (bytes_.size() > worth_asking) {
+    const auto available = find_available_memory();
+    if (bytes_.size() > available.bytes) throw memory_shortage(std::exchange(bytes_, {}).size(), available);
   }
   try {
     if (shared) make_file();

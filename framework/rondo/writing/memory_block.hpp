@@ -16,7 +16,8 @@ class memory_block {
   /// No memory.
   memory_block() = default;
   /// `size` bytes, rounded up. With `shared`, they are a file as well that other processes can map and nobody can make
-  /// larger or smaller. Throws std::bad_alloc when there is less memory, io_error when there can be no such file.
+  /// larger or smaller. Throws memory_shortage (a std::bad_alloc) when there is less memory, io_error when there can be
+  /// no such file.
   explicit memory_block(std::size_t size, bool shared = false);
   memory_block(memory_block&& other) noexcept
       : bytes_(std::exchange(other.bytes_, {})), descriptor_(std::exchange(other.descriptor_, -1)) {}

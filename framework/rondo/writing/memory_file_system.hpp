@@ -38,6 +38,7 @@ class memory_file_system final : public file_system {
   bool remove(const path& file) override;
   [[nodiscard]] file_kind kind(const path& name) override;
   [[nodiscard]] std::vector<directory_entry> list(const path& directory) override;
+  [[nodiscard]] file_use use_of(const path&) override { return file_use::changed; }
   void sync_directory(const path& directory) override;
   bool create_directory(const path& directory) override;
 

@@ -195,6 +195,8 @@ class line : public std::enable_shared_from_this<line> {
   void send_waiting();
   [[nodiscard]] bool send(job& next);
   [[nodiscard]] helper_process::delivery deliver(job& next);
+  helper_process::delivery send(const job& next, const std::vector<int>& given);
+  static void withdraw(job& next) noexcept;
   [[nodiscard]] std::optional<happening> step();
   [[nodiscard]] std::optional<happening> advance(job& first);
   [[nodiscard]] std::optional<happening> see_off(helper_process& leaving);
@@ -382,6 +384,34 @@ helper_process::delivery line::deliver(job& next) {
   if (held_for_turn.valid()) given.push_back(held_for_turn.get());
   if (held_for_turn.valid() && last_turn_.valid()) given.push_back(last_turn_.get());
   next.announcement = announce_writing(*writing::posix_file_system(), next.target, next.helper->id());
+  auto result = helper_process::delivery::dead;
+  try {
+    result = send(next, given);
+  } catch (...) {
+    withdraw(next);
+    throw;
+  }
+  if (result != helper_process::delivery::sent) {
+    withdraw(next);
+    return result;
+  }
+  if (!one_for_all_) {
+    last_turn_ = std::move(end_of_turn);
+    next.helper->finish();
+  }
+  return result;
+}
+
+// What is not handed over is nobody's.
+void line::withdraw(job& next) noexcept {
+  try {
+    if (!next.announcement.empty()) writing::posix_file_system()->remove(next.announcement);
+  } catch (...) {  // the next start removes it
+  }
+  next.announcement.clear();
+}
+
+helper_process::delivery line::send(const job& next, const std::vector<int>& given) {
   writing::helper::job_message message;
   message.number = next.number;
   message.size = next.image->size();
@@ -390,16 +420,7 @@ helper_process::delivery line::deliver(job& next) {
   message.target = next.target.string();
   message.announcement = next.announcement.string();
   message.format = format_;
-  const auto result = next.helper->send(writing::helper::pack(message), given, next.target);
-  if (result != helper_process::delivery::sent) {
-    if (!next.announcement.empty()) writing::posix_file_system()->remove(next.announcement);
-    return result;
-  }
-  if (!one_for_all_) {
-    last_turn_ = std::move(end_of_turn);
-    next.helper->finish();
-  }
-  return result;
+  return next.helper->send(writing::helper::pack(message), given, next.target);
 }
 
 // Does what can be done now. Says what has to happen before there is more, or nothing when all is done.

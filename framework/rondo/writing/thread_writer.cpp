@@ -103,6 +103,7 @@ class watched_file_system final : public file_system {
     return under_->kind(name);
   }
   [[nodiscard]] std::vector<directory_entry> list(const path& directory) override { return under_->list(directory); }
+  [[nodiscard]] file_use use_of(const path& file) override { return under_->use_of(file); }
   void sync_directory(const path& directory) override {
     watch_->begin("sync the directory of");
     under_->sync_directory(directory);

@@ -15,9 +15,10 @@ void accuracy::reset() {
 
 void accuracy::update(const at::Tensor& output, const at::Tensor& target) {
   detail::require_classes("accuracy", output, target);
-  const auto right = output.argmax(1).eq(target).sum();
-  right_ = right_.defined() ? right_ + right : right;
-  total_ += target.numel();
+  auto right = output.argmax(1).eq(target);
+  if (ignore_index_) right = right.logical_and(target.ne(*ignore_index_));
+  right_ = right_.defined() ? right_ + right.sum() : right.sum();
+  total_ += ignore_index_ ? target.ne(*ignore_index_).sum().item<std::int64_t>() : target.numel();
 }
 
 double accuracy::compute() const {

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "rondo/extensions/metrics/metric.hpp"
@@ -13,6 +14,10 @@ namespace rondo::metrics {
 /// classes] with targets [n], or [n, classes, …] with targets [n, …]. Throws `error` for other shapes.
 class accuracy {
  public:
+  accuracy() = default;
+  /// Targets that are `ignore_index` do not count, as in losses with that option.
+  explicit accuracy(std::int64_t ignore_index) : ignore_index_(ignore_index) {}
+
   [[nodiscard]] std::string name() const { return "accuracy"; }
   void reset();
   void update(const at::Tensor& output, const at::Tensor& target);
@@ -24,6 +29,7 @@ class accuracy {
  private:
   at::Tensor right_;  // a count, on the output's device
   std::int64_t total_ = 0;
+  std::optional<std::int64_t> ignore_index_;
 };
 
 }  // namespace rondo::metrics

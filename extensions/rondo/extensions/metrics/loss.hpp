@@ -32,6 +32,16 @@ class loss {
     };
   }
 
+  /// What a batch with this target counts in the mean. Default: as in training (`loop_options::counts`), or its number
+  /// of samples.
+  loss& weigh_by(std::function<double(const at::Tensor& target)> counts) & {
+    counts_ = std::move(counts);
+    return *this;
+  }
+  loss weigh_by(std::function<double(const at::Tensor& target)> counts) && {
+    return std::move(weigh_by(std::move(counts)));
+  }
+
   [[nodiscard]] const std::string& name() const noexcept { return name_; }
   void reset();
   void update(context& ctx, const at::Tensor& output, const at::Tensor& target);
@@ -41,10 +51,11 @@ class loss {
   [[nodiscard]] double compute() const;
 
  private:
-  void add(const at::Tensor& value, const at::Tensor& output);
+  void add(const at::Tensor& value, double weight);
 
   std::string name_ = "loss";
   function function_;
+  std::function<double(const at::Tensor& target)> counts_;
   summary_table sums_;
 };
 

@@ -59,7 +59,7 @@ std::optional<std::filesystem::path> best_snapshot(const std::filesystem::path& 
   auto all = newest_first(directory, made_by);
   require_known(all, key);
   std::erase_if(all, [&](const cataloged_snapshot& s) { return !s.info.metrics.contains(key); });
-  const bool higher = higher_is_better(direction, key);
+  const bool higher = higher_is_better(direction, key, "best_snapshot.direction");
   const auto is_better = [&](const cataloged_snapshot& a, const cataloged_snapshot& b) {
     const double one = a.info.metrics.at(key);
     const double other = b.info.metrics.at(key);

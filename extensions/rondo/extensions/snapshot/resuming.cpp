@@ -20,6 +20,18 @@ snapshot_error all_rejected(const std::filesystem::path& directory, const std::v
                   rejected.size(), directory.string(), reasons));
 }
 
+/// For a state that does not fit at `key`, or at several places.
+std::string_view way_out(const std::string& key) {
+  if (key.starts_with("extensions.") || key.starts_with("rondo.stop_trigger"))
+    return "Without load.strict_memory, what remembers something else begins anew";
+  if (key.starts_with("rondo.gradients")) return "Go on with the options that it was made with";
+  if (key.starts_with("state_objects."))
+    return "Give the loop the same objects under the same names (loop.remember), or load what fits with "
+           "load.on_mismatch = state::mismatch::warn";
+  return "Train with the model and optimizer that it was made with, name what was renamed in load.rename, load what "
+         "fits with load.on_mismatch = state::mismatch::warn, or use another output directory";
+}
+
 }  // namespace
 
 task<> resuming::from_newest(snapshot_directory& directory) {
@@ -39,23 +51,28 @@ task<> resuming::from_newest(snapshot_directory& directory) {
   }
   co_await tell_rejected(rejected);
   if (chosen == nullptr) {
+    if (resumed_already()) co_return;
     if (!rejected.empty()) throw all_rejected(ctx_.out(), rejected);
     if (ctx_.is_saver()) log::info(fmt::format("no snapshot in '{}': a fresh start", ctx_.out().string()));
     co_return;
   }
-  load(*chosen, *state);
+  co_await load(*chosen, *state);
   if (!ctx_.is_saver()) co_return;
   // An object has no iteration.
   const auto place = settings_.whole_loop ? fmt::format(" (iteration {})", ctx_.iteration()) : std::string();
   log::info(fmt::format("resuming from '{}'{}", chosen->string(), place));
 }
 
+/// By another extension of the loop, so that only what is newer counts.
+bool resuming::resumed_already() const { return settings_.whole_loop && ctx_.resumed_from().has_value(); }
+
 /// Newest first.
 task<std::vector<std::filesystem::path>> resuming::candidates(snapshot_directory& directory,
                                                               std::vector<rejected_snapshot>& rejected) const {
   std::vector<std::filesystem::path> files;
   if (!settings_.ranks || settings_.ranks->saves())
-    for (const auto& record : directory.list(&rejected)) files.push_back(record.path);
+    for (const auto& record : directory.list(&rejected))
+      if (!resumed_already() || record.iteration > ctx_.iteration()) files.push_back(record.path);
   if (!settings_.ranks) co_return files;
   std::vector<std::string> names;
   for (const auto& file : files) names.push_back(file.filename().string());
@@ -79,7 +96,13 @@ task<std::optional<state::value>> resuming::try_to_read(std::filesystem::path fi
   try {
     state = sound_state(file);
   } catch (const std::exception& e) {
-    if (is_lack_of_rights(e)) throw;  // and not go on from an older one
+    if (proves_nothing(e)) {
+      log::error(
+          fmt::format("'{}' could not be read, which does not mean that it is damaged, and going on from an older "
+                      "snapshot would lose what is in it; if it is lost, move it away",
+                      file.string()));
+      throw;
+    }
     why = e.what();
   } catch (...) {
     why = "an unknown exception";
@@ -94,9 +117,10 @@ task<> resuming::from_file(std::filesystem::path file) {
     std::string why;
     const auto state = co_await try_to_read(file, why);
     if (!state) throw snapshot_error(fmt::format("'{}' cannot be resumed from: {}", file.string(), why));
-    load(file, *state);
+    co_await load(file, *state);
   } else {
-    load(file, sound_state(file));
+    const auto state = sound_state(file);
+    co_await load(file, state);
   }
   if (ctx_.is_saver()) log::info(fmt::format("resuming from '{}', as asked for", file.string()));
 }
@@ -107,14 +131,14 @@ state::value resuming::sound_state(const std::filesystem::path& file) const {
   return state;
 }
 
-void resuming::load(const std::filesystem::path& file, const state::value& state) {
+task<> resuming::load(std::filesystem::path file, const state::value& state) {
+  auto found = ctx_.emit<event::state_found>(file, state);
+  if (found) co_await std::move(*found);
   try {
     settings_.load(state);
   } catch (const state_error& e) {
-    throw snapshot_error(fmt::format(
-        "the snapshot '{}' is sound, but does not fit this training: {}. Train with the model and optimizer "
-        "that it was made with, or use another output directory",
-        file.string(), e.what()));
+    throw snapshot_error(fmt::format("the snapshot '{}' is sound, but does not fit this training: {}. {}",
+                                     file.string(), e.what(), way_out(e.key())));
   }
   if (settings_.whole_loop) ctx_.set_resumed_from(file);
 }

@@ -33,7 +33,8 @@ class resuming {
 
   /// From the newest sound snapshot of `directory`. Every one that is passed over is a warning and an event.
   /// No snapshot is a fresh start; if there are some and none is sound, `snapshot_error` lists why. Ranks take the
-  /// newest one in the saver's directory that is sound for all of them.
+  /// newest one in the saver's directory that is sound for all of them. Where another extension has resumed the loop
+  /// already, only a newer one is loaded.
   [[nodiscard]] task<> from_newest(snapshot_directory& directory);
 
   /// From this file; what is wrong with it is thrown, and with several ranks `snapshot_error` for what is wrong with it
@@ -44,8 +45,9 @@ class resuming {
   [[nodiscard]] task<std::vector<std::filesystem::path>> candidates(snapshot_directory& directory,
                                                                     std::vector<rejected_snapshot>& rejected) const;
   [[nodiscard]] task<std::optional<state::value>> try_to_read(std::filesystem::path file, std::string& why) const;
+  [[nodiscard]] bool resumed_already() const;
   state::value sound_state(const std::filesystem::path& file) const;
-  void load(const std::filesystem::path& file, const state::value& state);
+  [[nodiscard]] task<> load(std::filesystem::path file, const state::value& state);
   task<> tell_rejected(const std::vector<rejected_snapshot>& rejected);
 
   context& ctx_;

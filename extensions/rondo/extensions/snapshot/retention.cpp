@@ -55,7 +55,7 @@ retention last(std::int64_t n) {
 
 retention best(std::int64_t k, std::string key, better direction) {
   require_positive("best", k);
-  const bool higher = higher_is_better(direction, key);
+  const bool higher = higher_is_better(direction, key, "retain::best.direction");
   const auto rank = [k, key, higher](std::span<const snapshot_record> all, std::int64_t, std::vector<bool>& keep) {
     std::vector<std::pair<double, std::size_t>> ranked;
     for (std::size_t i = 0; i < all.size(); ++i)

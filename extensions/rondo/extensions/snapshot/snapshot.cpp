@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <limits>
 #include <map>
 #include <optional>
 
@@ -29,13 +30,25 @@ using name_callable = std::function<std::string(const context&)>;
 // How long the helper process of an earlier run may go on before this one resumes without its file.
 constexpr auto patience = std::chrono::minutes(1);
 
-std::vector<writing::name_field> name_fields() {
+/// The observations among a template's fields, which are those with a '/' in their names.
+std::vector<std::string> observations_in(std::string_view text) {
+  std::vector<std::string> keys;
+  for (auto begin = text.find('{'); begin != std::string_view::npos; begin = text.find('{', begin + 1)) {
+    const auto name = text.substr(begin + 1, text.find_first_of(":}", begin) - begin - 1);
+    if (name.find('/') != std::string_view::npos) keys.emplace_back(name);
+  }
+  return keys;
+}
+
+std::vector<writing::name_field> name_fields(const std::vector<std::string>& observed) {
   using kind = writing::name_field::kind;
-  return {{"iteration", kind::integer},
-          {"epoch", kind::integer},
-          {"execution", kind::integer},
-          {"epoch_detail", kind::real},
-          {"elapsed_time", kind::real}};
+  std::vector<writing::name_field> fields = {{"iteration", kind::integer},
+                                             {"epoch", kind::integer},
+                                             {"execution", kind::integer},
+                                             {"epoch_detail", kind::real},
+                                             {"elapsed_time", kind::real}};
+  for (const auto& key : observed) fields.push_back({key, kind::real, false});
+  return fields;
 }
 
 writing::name_values values_of(const context& ctx) {
@@ -61,12 +74,20 @@ struct snapshot_here {
   bool selective;        ///< its trigger judges values: what it keeps is not to be replaced at other moments
 };
 
+/// Emitted before an autoload: whether another extension has been told what to go on from.
+struct resumes_from_file {
+  bool* answer;
+};
+
 class snapshot_extension {
  public:
   explicit snapshot_extension(snapshot_options options) : options_(std::move(options)) {
     choose_writer();
     validate();
-    if (const auto* text = std::get_if<std::string>(&options_.filename)) names_.emplace(*text, name_fields());
+    if (const auto* text = std::get_if<std::string>(&options_.filename)) {
+      observed_in_name_ = observations_in(*text);
+      names_.emplace(*text, name_fields(observed_in_name_));
+    }
     require_iteration_in_name();
     if (options_.n_retains != -1) options_.retain = rondo::retain::last(options_.n_retains);
   }
@@ -91,14 +112,21 @@ class snapshot_extension {
     ctx.on<snapshot_here>([this](const snapshot_here& other) { meet(other); });
     ctx.on<event::training_started>([this]() -> task<> { return introduce(); });
     ctx.on<event::training_started>([this] {
-      begun_at_ = ctx_->execution();
+      begun_at_ = ctx_->state_version();
+      if (!names_) static_cast<void>(file_name());  // one that cannot be a file's is told now
       if (saves()) extensions::remove_stale_attempts(ctx_->out());
       if (!ctx_->resumed_from() && saves()) warn_about_earlier_run();
     });
+    if (options_.resume_from && saves_loop())
+      ctx.on<resumes_from_file>([](const resumes_from_file& asked) { *asked.answer = true; });
     if (options_.autoload || options_.resume_from) ctx.on<event::restoring>([this]() -> task<> { return restore(); });
     ctx.on<event::iteration_completed>([this] { after_iteration(); });
     ctx.when_due([this]() -> task<> { return take_when_due(); });
     ctx.on<event::iteration_completed>(trigger(wanted_trigger{this}), [this]() -> task<> { return take_besides(); });
+    if (saves_loop())
+      ctx.on<event::end_to_be_saved>([this](const event::end_to_be_saved& asked) {
+        if (serves() && (options_.final || (options_.on_signal && asked.by_signal))) *asked.answer = true;
+      });
     if (saves_loop()) ctx.on<event::snapshot_requested>([this]() -> task<> { return take_on_request(); });
     if (options_.snapshot_on_error) ctx.on<event::failed>([this]() -> task<> { return take_after_error(); });
     if (options_.report) ctx.on<event::iteration_started>([this] { report(); });
@@ -218,8 +246,18 @@ class snapshot_extension {
         "name tells such files apart");
   }
 
+  /// NaN for what nobody has reported yet.
+  [[nodiscard]] double last_observed(const std::string& key) const {
+    const auto known = metrics_.find(key);
+    return known != metrics_.end() ? known->second : std::numeric_limits<double>::quiet_NaN();
+  }
+
   [[nodiscard]] std::string file_name() const {
-    if (names_) return names_->format(values_of(*ctx_));
+    if (names_) {
+      auto values = values_of(*ctx_);
+      for (const auto& key : observed_in_name_) values.emplace(key, last_observed(key));
+      return names_->format(values);
+    }
     return checked_plain_name(std::get<name_callable>(options_.filename)(*ctx_));
   }
 
@@ -315,9 +353,13 @@ class snapshot_extension {
   }
 
   void remember_metrics() {
+    for (const auto& key : observed_in_name_) remember_metric(key);
     if (!options_.retain) return;
-    for (const auto& key : options_.retain->metrics())
-      if (const auto* found = ctx_->reported().find(key)) metrics_[key] = found->value();
+    for (const auto& key : options_.retain->metrics()) remember_metric(key);
+  }
+
+  void remember_metric(const std::string& key) {
+    if (const auto* found = ctx_->reported().find(key)) metrics_[key] = found->value();
   }
 
   /// Once, when an epoch is over, so that everybody has had an occasion to report.
@@ -351,8 +393,8 @@ class snapshot_extension {
 
   /// The file that the trigger has asked for stays.
   task<> take_preempted() {
-    if (taken_at_ == ctx_->execution()) co_return;
-    taken_at_ = ctx_->execution();
+    if (taken_at_ == ctx_->state_version()) co_return;
+    taken_at_ = ctx_->state_version();
     auto preempted = order(std::string(extensions::preempted_suffix), false);
     preempted.regular_of = taken_at_;
     preempted.insist = ended_ || ctx_->stop_requested();
@@ -360,8 +402,8 @@ class snapshot_extension {
   }
 
   task<> take_regular() {
-    if (taken_at_ == ctx_->execution()) co_return;
-    taken_at_ = ctx_->execution();
+    if (taken_at_ == ctx_->state_version()) co_return;
+    taken_at_ = ctx_->state_version();
     warn_about_unknown_metrics();
     auto regular = order("", false);
     regular.regular_of = taken_at_;
@@ -398,8 +440,8 @@ class snapshot_extension {
     // What one rank wants now, the others no longer hear of.
     const bool asked_for = saves_loop() && !ranks_ && ctx_->snapshot_wanted();
     const bool wanted = serves() && (options_.final || preempted() || asked_for);
-    const bool trained = ctx_->execution() != begun_at_;
-    const bool missing = wanted && !failed && trained && taken_at_ != ctx_->execution();
+    const bool trained = ctx_->state_version() != begun_at_;
+    const bool missing = wanted && !failed && trained && taken_at_ != ctx_->state_version();
     std::exception_ptr error;
     try {
       if (missing) co_await take_besides();
@@ -485,6 +527,10 @@ class snapshot_extension {
       co_await from.from_file(*options_.resume_from);
       co_return;
     }
+    bool other_is_chosen = false;
+    auto asked = ctx_->emit<resumes_from_file>(&other_is_chosen);
+    if (asked) co_await std::move(*asked);
+    if (other_is_chosen && saves_loop()) co_return;
     if (saves()) co_await wait_for_earlier_writers();
     co_await from.from_newest(*directory_);
   }
@@ -508,6 +554,7 @@ class snapshot_extension {
 
   snapshot_options options_;
   std::optional<writing::file_name_template> names_;
+  std::vector<std::string> observed_in_name_;
   context* ctx_ = nullptr;  // of the present run, as all that follows
   std::optional<extensions::snapshot_directory> directory_;
   std::shared_ptr<extensions::snapshot_ranks> ranks_;  // null for a process alone
@@ -517,8 +564,8 @@ class snapshot_extension {
   bool warned_of_metrics_ = false;
   bool selective_ = false;              // the trigger judges values
   bool another_to_go_on_from_ = false;  // is in this loop
-  std::int64_t taken_at_ = -1;          // execution number of the last regular snapshot
-  std::int64_t begun_at_ = -1;          // execution number when training started
+  std::int64_t taken_at_ = -1;          // version of the state in the last regular snapshot
+  std::int64_t begun_at_ = -1;          // version of the state when training started
   bool ended_ = false;
   std::weak_ptr<int> in_use_;  // by a run
 };

@@ -31,7 +31,9 @@ class snapshot_error : public error {
 
 /// The name of a snapshot's file inside the loop's output directory: a template over the fields `iteration`, `epoch`,
 /// `execution`, `epoch_detail` and `elapsed_time` with fmt's format specifiers ("snapshot_iter_{iteration:08}"; ppe's
-/// "{.iteration}" is understood too), or a callable that gives a plain name.
+/// "{.iteration}" is understood too), and over observations whose keys have a '/' in them
+/// ("best_{validation/loss:.3f}": the value reported last, "nan" before the first); or a callable that gives a plain
+/// name, which is also called once before training.
 using snapshot_filename = std::variant<std::string, std::function<std::string(const context&)>>;
 
 /// What is saved: the whole loop (default), one object, or several under keys of their own.
@@ -113,8 +115,11 @@ struct snapshot_options {
 ///
 /// With `autoload`, before training starts: the files whose names fit `filename` are verified from the newest recorded
 /// iteration on; damaged ones are passed over with a warning and a `snapshot_rejected` event; the first sound one is
-/// loaded. No file at all is a fresh start. If there are files but none is sound, `snapshot_error` lists why. Files
-/// that a process writer of an earlier run is still writing are waited for.
+/// loaded, after `event::state_found`. A file that cannot be read for want of rights, memory or descriptors, or because
+/// a device does not answer, is not damaged: that ends the start. Of several extensions with autoload, the newest
+/// snapshot of all counts, and a `resume_from` before them. No file at all is a fresh start. If there are files but
+/// none is sound, `snapshot_error` lists why. Files that a process writer of an earlier run is still writing are waited
+/// for.
 ///
 /// With several ranks, all take every snapshot together: they wait for each other before it is captured, the saver rank
 /// writes it, with the random generators of all, and all learn whether it is durable. An error of the saver, a full

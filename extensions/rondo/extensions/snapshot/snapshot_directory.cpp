@@ -1,5 +1,6 @@
 #include "rondo/extensions/snapshot/snapshot_directory.hpp"
 
+#include <c10/util/Exception.h>
 #include <fmt/format.h>
 
 #include <sys/stat.h>
@@ -7,7 +8,9 @@
 #include <algorithm>
 #include <chrono>
 #include <fstream>
+#include <new>
 #include <string_view>
+#include <system_error>
 
 #include "rondo/checkpoint/reader.hpp"
 #include "rondo/checkpoint/sharded.hpp"
@@ -63,10 +66,16 @@ void require_right_to_look_into(const std::filesystem::path& directory) {
 
 }  // namespace
 
-bool is_lack_of_rights(const std::exception& e) {
-  const auto* system = dynamic_cast<const io_error*>(&e);
-  return system != nullptr &&
-         (system->code() == std::errc::permission_denied || system->code() == std::errc::operation_not_permitted);
+bool proves_nothing(const std::exception& e) {
+  if (dynamic_cast<const std::bad_alloc*>(&e) != nullptr) return true;
+  if (const auto* torch = dynamic_cast<const c10::Error*>(&e))
+    return std::string_view(torch->what_without_backtrace()).find("memory") != std::string_view::npos;
+  const auto no_such_file = [](const std::error_code& code) {
+    return code == std::errc::no_such_file_or_directory || code == std::errc::not_a_directory;
+  };
+  if (const auto* io = dynamic_cast<const io_error*>(&e)) return !no_such_file(io->code());
+  if (const auto* system = dynamic_cast<const std::system_error*>(&e)) return !no_such_file(system->code());
+  return false;
 }
 
 snapshot_directory::snapshot_directory(std::filesystem::path directory, std::string owner,
@@ -87,7 +96,7 @@ std::vector<snapshot_record> snapshot_directory::list(std::vector<rejected_snaps
     try {
       if (auto record = record_of(entry)) found.push_back(std::move(*record));
     } catch (const std::exception& e) {
-      if (rejected != nullptr && is_lack_of_rights(e)) throw;
+      if (rejected != nullptr && proves_nothing(e)) throw;
       const bool gone = !inspect(path) && entry.kind == writing::file_kind::regular;
       if (rejected != nullptr && !gone) rejected->push_back({path, e.what()});
     }

@@ -26,8 +26,9 @@ struct rejected_snapshot {
 /// not replace one that has been. Such a one is resumed from, and retention neither counts nor removes it.
 inline constexpr std::string_view preempted_suffix = ".preempted";
 
-/// Whether the system has refused because this process may not.
-[[nodiscard]] bool is_lack_of_rights(const std::exception& e);
+/// Whether `e`, thrown while a snapshot was read, leaves open whether it is sound: a lack of rights, memory or file
+/// descriptors, or a device that does not answer. Then nobody may go on from an older one.
+[[nodiscard]] bool proves_nothing(const std::exception& e);
 
 /// The snapshots of one extension, files and sharded ones, in an output directory.
 class snapshot_directory {

@@ -92,11 +92,13 @@ task<> snapshot_taker::take(snapshot_order order) {
 void snapshot_taker::prepare() {
   auto* const memory = settings_.writer->memory();
   const bool another_saves = settings_.ranks && !settings_.ranks->sharded() && !settings_.ranks->saves();
-  if (memory == nullptr || bytes_ > 0 || another_saves) return;
+  if (memory == nullptr || bytes_ > 0 || another_saves || preparing_failed_) return;
   try {
     plan(std::make_shared<snapshot_progress>(snapshot_order()));
   } catch (const std::exception& e) {
-    log::debug(fmt::format("no memory is prepared for snapshots: {}", e.what()));  // the snapshot itself will say so
+    preparing_failed_ = true;  // and is not tried in every iteration
+    log::warn(fmt::format("'{}': no memory is prepared for snapshots, and the first one may fail: {}", ctx_.name(),
+                          e.what()));
     return;
   }
   planner_.release();

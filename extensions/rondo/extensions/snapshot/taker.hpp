@@ -33,7 +33,7 @@ struct snapshot_order {
   bool awaited = false;
   /// Whether this rank takes it without the others.
   bool alone = false;
-  /// Of which `context::execution` it is the regular one, if it is one.
+  /// Of which `context::state_version` it is the regular one, if it is one.
   std::optional<std::int64_t> regular_of = {};
   /// Keeps training between two iterations until the state has been captured.
   wait_group::member pause = {};
@@ -142,6 +142,7 @@ class snapshot_taker {
   sharer sharer_;
   async_semaphore turn_{1};  // among writes from live memory, which share the plan
   std::uint64_t bytes_ = 0;  // of staging memory, for the state as it was planned last
+  bool preparing_failed_ = false;
   wait_group unfinished_;
 };
 
