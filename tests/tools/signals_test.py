@@ -237,11 +237,12 @@ def test_second_sigterm(judge, place, writer):
     judge.goes_on_to_the_end(place, writer)
 
 
-def test_grace_period(judge, writer):
-    """A step that never ends: the program does not wait for it longer than it is allowed to."""
-    judge.learn("stuck")
+def test_grace_period(judge, writer, place, last):
+    """What never ends is not waited for longer than it is allowed to: a step, or a worker that prepares data, as on a
+    dead file system. `last` are the iterations of which the last snapshot may be."""
+    judge.learn(place)
     judge.begin_anew()
-    training = Training(judge, "stuck", writer, 1, "--grace-period", "700")
+    training = Training(judge, place, writer, 1, "--grace-period", "700")
     training.begins()
     training.wait_until(lambda: training.iterations()[-1:] == [9], "stuck")
     time.sleep(random.uniform(0, 0.1))
@@ -251,30 +252,10 @@ def test_grace_period(judge, writer):
     assert status == 124, str(training)
     assert seconds >= 0.69, f"{seconds} s\n{training}"
     snapshots = judge.snapshots()
-    # That of iteration 8 may not have been on its way yet.
-    assert snapshots and snapshots[-1] in (4, 8), str(training)
+    assert snapshots and snapshots[-1] in last, str(training)
     judge.verify(training, snapshots)
-    judge.count("ended by the grace period")
-    judge.goes_on_to_the_end("stuck", writer)
-
-
-def test_grace_period_of_data(judge, writer):
-    """A worker that never comes back, as from a dead file system: training ends, and the thread is not waited for."""
-    judge.learn("stuck_data")
-    judge.begin_anew()
-    training = Training(judge, "stuck_data", writer, 1, "--grace-period", "700")
-    training.begins()
-    training.wait_until(lambda: training.iterations()[-1:] == [9], "stuck")
-    sent = training.send(signal.SIGTERM)
-    status = training.end(judge.deadline)
-    seconds = time.monotonic() - sent
-    assert status == 124, str(training)
-    assert seconds >= 0.69, f"{seconds} s\n{training}"
-    snapshots = judge.snapshots()
-    assert snapshots and snapshots[-1] == 9, str(training)
-    judge.verify(training, snapshots)
-    judge.count("ended by the grace period, with the last snapshot")
-    judge.goes_on_to_the_end("stuck_data", writer)
+    judge.count(f"ended by the grace period, {place}")
+    judge.goes_on_to_the_end(place, writer)
 
 
 def main():
@@ -299,8 +280,11 @@ def main():
             test_snapshots_on_demand(judge, place, writer)
             test_second_sigterm(judge, place, writer)
         for number in range(max(1, arguments.signals // 100)):
-            test_grace_period(judge, WRITERS[number % len(WRITERS)])
-            test_grace_period_of_data(judge, WRITERS[number % len(WRITERS)])
+            writer = WRITERS[number % len(WRITERS)]
+            # That of iteration 8 may not have been on its way yet when the training thread hangs.
+            test_grace_period(judge, writer, "stuck", (4, 8))
+            # Where only a worker hangs, training ends, with its last snapshot.
+            test_grace_period(judge, writer, "stuck_data", (9,))
     judge.seconds.sort()
     for what, n in sorted(judge.counts.items()):
         print(f"{n:5} {what}")

@@ -126,11 +126,11 @@ class log_writer {
  private:
   /// The lines and means stay, whatever another trigger remembers.
   void load_trigger(const state::value& memory) {
-    trigger before = options_.trigger;
+    trigger loaded = options_.trigger;
     try {
-      options_.trigger.load_state_dict(memory);
-    } catch (const std::exception& e) {
-      options_.trigger = std::move(before);
+      loaded.load_state_dict(memory);
+      options_.trigger = std::move(loaded);
+    } catch (const state_error& e) {
       throw partial_memory_error(fmt::format("trigger '{}': {}", options_.trigger.str(), e.what()));
     }
   }

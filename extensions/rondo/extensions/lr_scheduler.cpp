@@ -107,11 +107,11 @@ class scheduler {
  private:
   /// The base learning rates stay, whatever another schedule remembers.
   void load_schedule(const state::value& memory) {
-    schedule before = schedule_;
+    schedule loaded = schedule_;
     try {
-      schedule_.load_state_dict(memory);
-    } catch (const std::exception& e) {
-      schedule_ = std::move(before);
+      loaded.load_state_dict(memory);
+      schedule_ = std::move(loaded);
+    } catch (const state_error& e) {
       throw partial_memory_error(fmt::format("schedule: {}", e.what()));
     }
   }
